@@ -1,0 +1,58 @@
+"""``sherry-gguf COMMAND``: one command line in front of the stations."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from sherry_gguf import __version__
+from sherry_gguf.errors import SherryError
+
+# command -> the module that has configure(parser) and run(args); imported only when it is asked for
+COMMANDS = {
+    "convert": ("sherry_gguf.convert.cli", "convert a Sherry checkpoint to GGUF"),
+    "build": ("sherry_gguf.llama_cpp.build_cli", "fetch, patch and build the pinned llama.cpp"),
+    "which": ("sherry_gguf.llama_cpp.which_cli", "print the path of a built program or of the patched source"),
+    "parity": ("sherry_gguf.parity.cli", "compare a GGUF in llama.cpp with its checkpoint in PyTorch"),
+}
+
+
+def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run one command on argv (default: the process's) and return its exit status.
+
+    Bad input (SherryError) is one line on stderr and status 1; bad usage is argparse's status 2.
+    """
+    module = importlib.import_module(COMMANDS[name][0])
+    parser = argparse.ArgumentParser(prog=prog or f"sherry-gguf {name}", description=module.__doc__)
+    module.configure(parser)
+    args = parser.parse_args(argv)
+    try:
+        return int(module.run(args))
+    except SherryError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader of our output went away (`| head`): nothing to say, and no second error at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script ``sherry-gguf``."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(prog="sherry-gguf", description="Run 1.25-bit Sherry models with llama.cpp.")
+    parser.add_argument("--version", action="version", version=f"sherry-gguf {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (_, summary) in COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    return run_command(parser.parse_args(argv[:1]).command, argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
