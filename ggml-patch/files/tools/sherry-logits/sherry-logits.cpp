@@ -1,0 +1,223 @@
+// Full-precision logits of a model for given token ids, for comparing runtimes.
+//
+// (llama-perplexity's --save-all-logits keeps 16 bits of a logit, too few for the differences looked for here.)
+//
+// Input, a file or stdin: raw int32 token ids, native byte order, no header. Every --ctx-size ids are a chunk of
+// its own, evaluated in an empty context from position 0; the ids are used as they are, no BOS is added. A number
+// of ids that is no multiple of the chunk length is an error.
+//
+// Output, native byte order:
+//   char[8]  "SHLOGITS"
+//   int32    n_vocab, n_positions, n_chunks     n_positions = ctx-size - from
+//   float32  [n_chunks][n_positions][n_vocab]   logits at positions from .. ctx-size - 1 of each chunk
+//
+// Written as it is computed: at most N_BATCH positions are in memory. The CPU alone is used, whatever else was built.
+
+#include "llama.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+static constexpr int32_t N_BATCH = 512; // llama.cpp's default n_ubatch
+
+static const char * USAGE =
+    "usage: %s -m MODEL -c N [options] [TOKENS]\n"
+    "\n"
+    "  TOKENS            file of raw int32 token ids (default: stdin)\n"
+    "  -m, --model FILE  the GGUF\n"
+    "  -c, --ctx-size N  tokens per chunk\n"
+    "  -t, --threads N   threads (default: the number of hardware threads)\n"
+    "  -o, --output FILE where the logits go (default: stdout)\n"
+    "  --from N          first position of a chunk to write (default: 0)\n"
+    "  --no-repack       leave the weights as they are in the file\n"
+    "  --kv-f32          F32 KV cache and no flash attention (default: as llama.cpp, F16 and auto)\n"
+    "  -v, --verbose     show the log of llama.cpp\n";
+
+struct options {
+    std::string model;
+    std::string tokens;
+    std::string output;
+    int32_t n_ctx     = 0;
+    int32_t n_threads = (int32_t) std::max(1u, std::thread::hardware_concurrency());
+    int32_t from      = 0;
+    bool    no_repack = false;
+    bool    kv_f32    = false;
+    bool    verbose   = false;
+};
+
+struct file_deleter {
+    void operator()(FILE * file) const { fclose(file); }
+};
+using file_ptr = std::unique_ptr<FILE, file_deleter>;
+
+[[noreturn]] static void die(const std::string & message) {
+    fprintf(stderr, "sherry-logits: error: %s\n", message.c_str());
+    exit(1);
+}
+
+static int32_t parse_int(const std::string & flag, const std::string & text, int32_t lowest) {
+    char * end = nullptr;
+    const long value = strtol(text.c_str(), &end, 10);
+    if (text.empty() || *end != '\0' || value < lowest || value > INT32_MAX) {
+        die(flag + ": not an integer of at least " + std::to_string(lowest) + ": '" + text + "'");
+    }
+    return (int32_t) value;
+}
+
+static options parse(int argc, char ** argv) {
+    options opt;
+    int i = 1;
+    const auto value = [&]() -> std::string {
+        if (i + 1 >= argc) {
+            die(std::string(argv[i]) + ": a value is missing");
+        }
+        return argv[++i];
+    };
+    for (; i < argc; ++i) {
+        const std::string arg = argv[i];
+        if      (arg == "-m" || arg == "--model")    { opt.model     = value(); }
+        else if (arg == "-o" || arg == "--output")   { opt.output    = value(); }
+        else if (arg == "-c" || arg == "--ctx-size") { opt.n_ctx     = parse_int(arg, value(), 1); }
+        else if (arg == "-t" || arg == "--threads")  { opt.n_threads = parse_int(arg, value(), 1); }
+        else if (arg == "--from")                    { opt.from      = parse_int(arg, value(), 0); }
+        else if (arg == "--no-repack")               { opt.no_repack = true; }
+        else if (arg == "--kv-f32")                  { opt.kv_f32    = true; }
+        else if (arg == "-v" || arg == "--verbose")  { opt.verbose   = true; }
+        else if (arg == "-h" || arg == "--help")     { printf(USAGE, argv[0]); exit(0); }
+        else if (arg[0] != '-' && opt.tokens.empty()) { opt.tokens = arg; }
+        else { die("unknown argument '" + arg + "' (--help lists them)"); }
+    }
+    if (opt.model.empty() || opt.n_ctx == 0) {
+        die("-m MODEL and -c N are needed (--help lists all)");
+    }
+    if (opt.from >= opt.n_ctx) {
+        die("--from " + std::to_string(opt.from) + " lies outside a chunk of " + std::to_string(opt.n_ctx));
+    }
+    return opt;
+}
+
+// Whole chunks of token ids, each within the vocabulary.
+static std::vector<llama_token> read_tokens(const options & opt, int32_t n_vocab) {
+    static_assert(sizeof(llama_token) == sizeof(int32_t), "token ids are int32");
+    file_ptr file(opt.tokens.empty() ? nullptr : fopen(opt.tokens.c_str(), "rb"));
+    if (!opt.tokens.empty() && !file) {
+        die(opt.tokens + ": " + strerror(errno));
+    }
+    const std::string name = file ? opt.tokens : "stdin";
+    std::vector<char> bytes;
+    char buffer[1 << 16];
+    size_t n;
+    while ((n = fread(buffer, 1, sizeof(buffer), file ? file.get() : stdin)) > 0) {
+        bytes.insert(bytes.end(), buffer, buffer + n);
+    }
+    if (bytes.empty() || bytes.size() % (opt.n_ctx * sizeof(llama_token)) != 0) {
+        die(name + ": " + std::to_string(bytes.size()) + " bytes are no whole number of chunks of " +
+            std::to_string(opt.n_ctx) + " int32 token ids");
+    }
+    std::vector<llama_token> tokens(bytes.size() / sizeof(llama_token));
+    memcpy(tokens.data(), bytes.data(), bytes.size());
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        if (tokens[i] < 0 || tokens[i] >= n_vocab) {
+            die(name + ": token " + std::to_string(i) + " is " + std::to_string(tokens[i]) +
+                ", but the model's vocabulary has " + std::to_string(n_vocab));
+        }
+    }
+    return tokens;
+}
+
+static void write_all(FILE * out, const void * data, size_t size) {
+    if (fwrite(data, 1, size, out) != size) {
+        die(std::string("writing the logits: ") + strerror(errno));
+    }
+}
+
+// Evaluates one chunk from an empty context and writes its logits from position opt.from on.
+static void run_chunk(llama_context * ctx, const llama_token * chunk, int32_t n_vocab, const options & opt, FILE * out) {
+    llama_memory_clear(llama_get_memory(ctx), true);
+    llama_batch batch = llama_batch_init(N_BATCH, 0, 1);
+    for (int32_t begin = 0; begin < opt.n_ctx; begin += N_BATCH) {
+        batch.n_tokens = std::min(N_BATCH, opt.n_ctx - begin);
+        for (int32_t k = 0; k < batch.n_tokens; ++k) {
+            batch.token[k]     = chunk[begin + k];
+            batch.pos[k]       = begin + k;
+            batch.n_seq_id[k]  = 1;
+            batch.seq_id[k][0] = 0;
+            batch.logits[k]    = begin + k >= opt.from;
+        }
+        const int32_t status = llama_decode(ctx, batch);
+        if (status != 0) {
+            die("llama_decode failed with status " + std::to_string(status));
+        }
+        for (int32_t k = std::max(0, opt.from - begin); k < batch.n_tokens; ++k) {
+            write_all(out, llama_get_logits_ith(ctx, k), sizeof(float) * n_vocab);
+        }
+    }
+    llama_batch_free(batch);
+}
+
+int main(int argc, char ** argv) {
+    const options opt = parse(argc, argv);
+
+    if (!opt.verbose) {
+        llama_log_set([](ggml_log_level level, const char * text, void *) {
+            if (level == GGML_LOG_LEVEL_ERROR) {
+                fputs(text, stderr);
+            }
+        }, nullptr);
+    }
+    ggml_backend_load_all();
+
+    ggml_backend_dev_t no_devices[] = { nullptr };
+    llama_model_params model_params = llama_model_default_params();
+    model_params.devices         = no_devices;
+    model_params.use_extra_bufts = !opt.no_repack;
+    std::unique_ptr<llama_model, decltype(&llama_model_free)> model(
+        llama_model_load_from_file(opt.model.c_str(), model_params), llama_model_free);
+    if (!model) {
+        die(opt.model + ": llama.cpp cannot load it");
+    }
+
+    llama_context_params ctx_params = llama_context_default_params();
+    ctx_params.n_ctx           = opt.n_ctx;
+    ctx_params.n_batch         = N_BATCH;
+    ctx_params.n_ubatch        = N_BATCH;
+    ctx_params.n_threads       = opt.n_threads;
+    ctx_params.n_threads_batch = opt.n_threads;
+    if (opt.kv_f32) {
+        ctx_params.type_k          = GGML_TYPE_F32;
+        ctx_params.type_v          = GGML_TYPE_F32;
+        ctx_params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    }
+    std::unique_ptr<llama_context, decltype(&llama_free)> ctx(
+        llama_init_from_model(model.get(), ctx_params), llama_free);
+    if (!ctx) {
+        die(opt.model + ": llama.cpp cannot make a context of " + std::to_string(opt.n_ctx) + " tokens");
+    }
+
+    const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
+    const std::vector<llama_token> tokens = read_tokens(opt, n_vocab);
+    const int32_t n_chunks = (int32_t) (tokens.size() / opt.n_ctx);
+
+    file_ptr file(opt.output.empty() ? nullptr : fopen(opt.output.c_str(), "wb"));
+    if (!opt.output.empty() && !file) {
+        die(opt.output + ": " + strerror(errno));
+    }
+    FILE * out = file ? file.get() : stdout;
+    const int32_t header[] = { n_vocab, opt.n_ctx - opt.from, n_chunks };
+    write_all(out, "SHLOGITS", 8);
+    write_all(out, header, sizeof(header));
+    for (int32_t i = 0; i < n_chunks; ++i) {
+        run_chunk(ctx.get(), tokens.data() + (size_t) i * opt.n_ctx, n_vocab, opt, out);
+    }
+    if (fflush(out) != 0) {
+        die(std::string("writing the logits: ") + strerror(errno));
+    }
+    return 0;
+}
