@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 __all__ = ["SherryError", "__version__"]
 
 
-@when_imported("gguf")  # type: ignore[untyped-decorator]
+@when_imported("gguf")
 def _register(gguf: object) -> None:
     # Not an eager import: the converter has to put the pinned gguf-py on the path before any `import gguf`.
     from sherry_gguf.gguf_types import register

@@ -1,0 +1,71 @@
+"""Teaches gguf-py the type SHERRY: the only file that touches its enums and tables.
+
+gguf-py's enums are closed, and a member cannot be added by subclassing. What is done here instead is what ``enum``
+itself does when it builds a class; the patched tree's own gguf-py has the members already, and is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sherry_gguf import format as fmt
+from sherry_gguf.blocks import dequantize, pack_exact
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+
+
+def register(gguf: Any) -> None:
+    """Add SHERRY to ``gguf.GGMLQuantizationType``, ``LlamaFileType``, the size table and ``gguf.quants``.
+
+    Works on PyPI's gguf and on the one in llama.cpp's tree. Doing it twice changes nothing.
+    """
+    qtype = _add_member(gguf.GGMLQuantizationType, fmt.TYPE_NAME, fmt.TYPE_ID)
+    _add_member(gguf.LlamaFileType, f"MOSTLY_{fmt.TYPE_NAME}", fmt.FILE_TYPE)
+    gguf.GGML_QUANT_SIZES[qtype] = (fmt.BLOCK, fmt.BLOCK_BYTES)
+
+    if qtype in gguf.quants._type_traits:
+        return
+    base = gguf.quants._type_traits[gguf.GGMLQuantizationType.Q8_0].__base__
+
+    class Sherry(base, qtype=qtype):  # type: ignore[call-arg, misc, valid-type]
+        """SHERRY for ``gguf.quants``: packs weights that lie on the grid exactly, and refuses all others.
+
+        Quantizing latent weights here would come too late: chunks of rows know nothing of scales per channel or
+        tensor. That is ``sherry_gguf.quantize``.
+        """
+
+        @classmethod
+        def quantize_blocks(cls, blocks: F32) -> U8:
+            return pack_exact(blocks)
+
+        @classmethod
+        def dequantize_blocks(cls, blocks: U8) -> F32:
+            return dequantize(blocks)
+
+
+def use_quantizer(gguf: Any, qtype: IntEnum, quantize_rows: Callable[[F32], U8]) -> None:
+    """Let ``gguf.quants.quantize`` write a type that gguf-py can only read.
+
+    quantize_rows: float32[rows, k] -> uint8[rows, k / block size * type size].
+    """
+    traits = gguf.quants._type_traits[qtype]
+    traits.quantize_rows = classmethod(lambda cls, rows: quantize_rows(rows.astype(np.float32, copy=False)))
+
+
+def _add_member(enum: type[IntEnum], name: str, value: int) -> IntEnum:
+    """Return the member ``name`` of ``enum``, added with ``value`` if it is not there yet."""
+    if name in enum.__members__:
+        return enum[name]
+    member = int.__new__(enum, value)
+    member._name_ = name
+    member._value_ = value
+    enum._member_map_[name] = member
+    enum._value2member_map_[value] = member
+    enum._member_names_.append(name)
+    return member
