@@ -1,0 +1,166 @@
+"""Builds of the patched llama.cpp: made, kept, found."""
+
+from __future__ import annotations
+
+import ctypes
+import filecmp
+import json
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sherry_gguf.errors import SherryError
+from sherry_gguf.llama_cpp import tree
+from sherry_gguf.llama_cpp.cache import PARTIAL, cache_dir, keep_recent, key, locked, used
+from sherry_gguf.llama_cpp.compiling import check_compilers, compile_targets
+from sherry_gguf.llama_cpp.config import Config
+from sherry_gguf.llama_cpp.upstream import PatchSet
+
+PROGRAMS = (
+    "llama-cli",
+    "llama-completion",
+    "llama-server",
+    "llama-bench",
+    "llama-perplexity",
+    "llama-quantize",
+    "llama-imatrix",
+    "llama-tokenize",
+    "sherry-logits",
+)
+TESTS = ("test-quantize-fns", "test-backend-ops", "test-gguf", "test-quant-type-selection")
+
+STAMP = "build.json"  # in a build's directory: the targets that are complete
+LAST = "last-build.json"  # in the cache: the configuration `sherry-gguf build` was run with last
+
+
+@dataclass(frozen=True)
+class Build:
+    """Programs and libraries of one patched tree, built with one configuration."""
+
+    bin_dir: Path
+    source: Path
+    targets: tuple[str, ...]
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """Names of the programs that were built."""
+        return tuple(target for target in self.targets if (self.bin_dir / target).is_file())
+
+    def program(self, name: str) -> Path:
+        """Path of a program; it runs from anywhere. Raises SherryError for one that was not built."""
+        if name not in self.programs:
+            raise SherryError(
+                f"no program {name!r} is built; there are {', '.join(self.programs)} "
+                "(`sherry-gguf build --target NAME` builds one more, --tests the native tests)"
+            )
+        return self.bin_dir / name
+
+    def lib(self, name: str) -> ctypes.CDLL:
+        """Load a library with those it needs: lib("ggml-base") is libggml-base.so, .dylib on macOS."""
+        path = self.bin_dir / f"lib{name}{'.dylib' if platform.system() == 'Darwin' else '.so'}"
+        if not path.exists():
+            raise SherryError(f"no shared library {name!r} is built: {path} does not exist")
+        return ctypes.CDLL(str(path))
+
+
+def build(
+    targets: Sequence[str] | None = None,
+    *,
+    tests: bool = False,
+    source: Path | None = None,
+    defines: Sequence[str] = (),
+    jobs: int | None = None,
+    patches: PatchSet | None = None,
+) -> Build:
+    """Fetch, patch and build llama.cpp in the cache; a build that is there and has the targets is returned at once.
+
+    targets: names of ninja targets (default PROGRAMS). tests: TESTS too. source: a checkout of one's own, in
+    its present state, instead of the pin. defines: NAME=VALUE for cmake. jobs: compilers at a time.
+    CC, CXX, CFLAGS, CXXFLAGS and LDFLAGS count as cmake reads them. An interrupted build goes on where it stopped.
+    It does not change what find_build() finds unless source and defines are the same; the command does (remember()).
+    """
+    patches = patches or PatchSet.load()
+    config = Config.of(source, tuple(defines))
+    wanted = [*(targets or PROGRAMS), *(TESTS if tests else ())]
+    if (found := _find(patches, config)) and set(wanted) <= set(found.targets):
+        return found
+    check_compilers(config)
+    with locked() as cache:
+        patched = tree.ensure(cache, patches, config.checkout)
+        found = _find(patches, config)  # another process may have built it meanwhile
+        if found is None or not set(wanted) <= set(found.targets):
+            wanted = sorted({*wanted, *(found.targets if found else ())})
+            # One place for all states of a pin or checkout: the next build compiles only what differs.
+            origin = config.source or f"{patches.pin.sha256} {patches.pin.subdir}"
+            work = cache / f"work-{key(origin, config.identity())}"
+            work.mkdir(exist_ok=True)
+            used(work)
+            tree.mirror(patched, work / "source")
+            compile_targets(work / "source", work, config, wanted, jobs)
+            _publish(work / "build/bin", cache / _build_name(patched.name, config), wanted)
+            keep_recent(cache)
+    found = _find(patches, config)
+    if found is None:
+        raise SherryError(f"{config.source or patches.pin} changed while it was being built: run the build again")
+    return found
+
+
+def find_build(*, patches: PatchSet | None = None) -> Build:
+    """The build that `sherry-gguf build` made last, if it is up to date; nothing is built.
+
+    Up to date: of the present patch and, with --source, the present state of that checkout, and for this
+    processor. Before the command was ever used it is the default build. Raises SherryError with the command to run.
+    """
+    config = Config.load(cache_dir() / LAST)
+    found = _find(patches or PatchSet.load(), config)
+    if found is None:
+        raise SherryError(f"no up-to-date build of llama.cpp in {cache_dir()}: run `{config.command()}`")
+    return found
+
+
+def remember(source: Path | None, defines: Sequence[str]) -> None:
+    """Make the build with these arguments the one that find_build() finds."""
+    Config.of(source, tuple(defines)).save(cache_dir() / LAST)
+
+
+def remembered_source() -> Path | None:
+    """The checkout of the build that find_build() finds, None for the pin."""
+    return Config.load(cache_dir() / LAST).checkout
+
+
+def _build_name(tree_name: str, config: Config) -> str:
+    return f"build-{key(tree_name, config.identity())}"
+
+
+def _find(patches: PatchSet, config: Config) -> Build | None:
+    """The build of the present state of source and patch, if there is one."""
+    cache = cache_dir()
+    name = tree.tree_name(patches, config.checkout)
+    path = cache / _build_name(name, config)
+    try:
+        targets = json.loads((path / STAMP).read_text(encoding="utf-8"))["targets"]
+        return Build(used(path) / "bin", used(cache / name), tuple(targets))
+    except FileNotFoundError:  # no build, or its tree was removed
+        return None
+
+
+def _publish(built: Path, to: Path, targets: Sequence[str]) -> None:
+    """Copy the targets' programs and all shared libraries to a build's directory, its stamp last.
+
+    The directory of the work changes with the next build; this one may be in use.
+    """
+    (to / "bin").mkdir(parents=True, exist_ok=True)
+    libraries = [path.name for path in built.glob("lib*") if ".so" in path.name or path.suffix == ".dylib"]
+    for name in [*libraries, *(target for target in targets if (built / target).is_file())]:
+        new, old = built / name, to / "bin" / name
+        if old.exists() and filecmp.cmp(new, old, shallow=False):
+            continue
+        partial = old.with_name(PARTIAL + name)
+        shutil.copy2(new, partial, follow_symlinks=False)
+        os.replace(partial, old)
+    stamp = to / (PARTIAL + STAMP)
+    stamp.write_text(json.dumps({"targets": sorted(targets)}) + "\n", encoding="utf-8")
+    stamp.replace(to / STAMP)

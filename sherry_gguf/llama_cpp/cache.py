@@ -1,0 +1,88 @@
+"""The user's cache: where it is, who may write in it, and how much it keeps.
+
+    downloads/         the sdist of the pin
+    source-KEY/        a patched tree; never changes
+    work-KEY/          where cmake and ninja work; changes, and makes the next build of the kind incremental
+    build-KEY/         programs and libraries of one source and one configuration; only ever grows
+    last-build.json    what `sherry-gguf build` was asked for last
+
+A directory is made under another name and renamed when it is complete, so what is there can be used.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+
+KEPT = 3  # directories kept of each kind, the last used ones; one is 20 MB (build) to 400 MB (work)
+PARTIAL = "partial-"  # names of what is not complete
+
+
+def cache_dir() -> Path:
+    """The cache directory, created: $SHERRY_GGUF_CACHE, or the platform's place for ``sherry-gguf``."""
+    path = Path(os.environ.get("SHERRY_GGUF_CACHE") or platformdirs.user_cache_dir("sherry-gguf")).expanduser()
+    path.mkdir(parents=True, exist_ok=True)
+    return path.resolve()
+
+
+def say(text: str) -> None:
+    """Tell the user what goes on; stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def key(*parts: str) -> str:
+    """Sixteen hex digits that name a directory by what it was made from."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def used(path: Path) -> Path:
+    """Note that a directory was used now, see keep_recent."""
+    os.utime(path)
+    return path
+
+
+@contextmanager
+def locked() -> Iterator[Path]:
+    """Hold the cache for writing, and yield its path. Another process's turn is waited for, and said."""
+    cache = cache_dir()
+    with open(cache / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that is building in {cache}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        for left in cache.glob(f"{PARTIAL}*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        yield cache
+
+
+@contextmanager
+def new_dir(path: Path) -> Iterator[Path]:
+    """Yield an empty directory that becomes ``path`` if the block succeeds, and vanishes if not."""
+    partial = path.with_name(PARTIAL + path.name)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def keep_recent(cache: Path) -> None:
+    """Remove all but the last used directories of each kind. Needs the lock."""
+    for kind in ("source-", "work-", "build-"):
+        by_age = sorted(cache.glob(f"{kind}*"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in by_age[KEPT:]:
+            gone = old.with_name(PARTIAL + old.name)
+            old.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)

