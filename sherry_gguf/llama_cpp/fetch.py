@@ -83,10 +83,13 @@ def unpack(archive: Path, subdir: str, to: Path) -> None:
             inner = PurePosixPath(*parts)
             if not inner.is_relative_to(subdir) or member.isdir():
                 continue
+            name = inner.relative_to(subdir)
+            if name.parts[:1] == (".git",):  # of the submodule it was: git would look for its repository
+                continue
             content = tar.extractfile(member) if member.isfile() else None
             if content is None or ".." in parts:
                 raise SherryError(f"{archive} has a member that is no plain file of its tree: {member.name}")
-            path = to / inner.relative_to(subdir)
+            path = to / name
             path.parent.mkdir(parents=True, exist_ok=True)
             with content, open(path, "wb") as out:
                 shutil.copyfileobj(content, out)

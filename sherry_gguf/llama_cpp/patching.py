@@ -78,9 +78,8 @@ def _explain(patches: PatchSet, patch: Path, stderr: str, origin: str) -> str:
     if hunk := re.search(r"^error: patch failed: (.+:\d+)$", stderr, re.MULTILINE):
         what = f"the hunk at {hunk[1]} does not fit"
     else:
-        what = next(
-            (line.removeprefix("error: ") for line in stderr.splitlines() if line.startswith("error: ")), stderr
-        )
+        lines = [line.removeprefix("error: ") for line in stderr.splitlines() if re.match("error:|fatal:", line)]
+        what = lines[0] if lines else "git says nothing about it"
     return (
         f"{patch.name} does not apply to {origin}: {what}; the series is made for the llama.cpp of {patches.pin}: "
         f"build that (without --source), or fit the hunk in {patch} to your tree"
