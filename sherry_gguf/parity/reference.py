@@ -1,0 +1,92 @@
+"""The checkpoint in PyTorch: transformers' own model in fp32, its Sherry layers holding the trained forward's weights.
+
+The layers are replaced in the checkpoint's tensors, by their stored names, and not in the model: transformers fuses
+and stacks tensors of some architectures (the experts of Qwen3-MoE) while it loads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.convert.bake import bake
+from sherry_gguf.convert.plan import Plan
+from sherry_gguf.errors import SherryError, naming
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text in tokens of the checkpoint's own tokenizer: int32[n], and the BOS that texts begin with, if any."""
+
+    tokens: I32
+    bos: int | None
+
+
+def tokenize(checkpoint: Checkpoint, text: str) -> Text:
+    """The text as the model saw texts in training, BOS included where it uses one."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory)
+    tokens = np.array(tokenizer(text, verbose=False)["input_ids"], dtype=np.int32)
+    bos = tokenizer.bos_token_id
+    return Text(tokens, bos if bos is not None and len(tokens) and tokens[0] == bos else None)
+
+
+def trained_weights(checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = False) -> dict[str, torch.Tensor]:
+    """All tensors of the checkpoint in float32, Sherry layers as the trained forward has them: sign * alpha, or 0.
+
+    fp16_scales: alpha rounded as in a GGUF, to tell what that rounding alone does.
+    """
+    tensors = {}
+    for name in checkpoint.names:
+        tensor, source = checkpoint.load(name), plan.layers.get(name)
+        if source is not None:
+            with naming(name):
+                tensor = bake(tensor, source, plan.granularity, fp16_scales=fp16_scales)
+        tensors[name] = tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+    return tensors
+
+
+def load(checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = False) -> Callable[[I32], F32]:
+    """A function from the tokens of a chunk, int32[n], to its logits, float32[n, n_vocab].
+
+    Takes 4 bytes of memory a weight, twice while it loads. Raises SherryError for an architecture that transformers
+    does not know, and for a checkpoint that lacks some of the model's tensors.
+    """
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.directory)
+        with torch.device("meta"):
+            model_class = type(AutoModelForCausalLM.from_config(config))
+    except ValueError as error:
+        raise SherryError(f"{checkpoint.directory}: transformers cannot make this model: {_one_line(error)}") from error
+    try:
+        model, loaded = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=trained_weights(checkpoint, plan, fp16_scales=fp16_scales),
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except RuntimeError as error:
+        raise SherryError(f"{checkpoint.path}: does not fit its config.json: {_one_line(error)}") from error
+    if missing := sorted(loaded["missing_keys"]):
+        raise SherryError(f"{checkpoint.path}: {len(missing)} tensors of the model are missing, as {missing[0]}")
+    model.eval()
+
+    @torch.inference_mode()
+    def logits(tokens: I32) -> F32:
+        found: F32 = model(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].numpy()
+        return found
+
+    return logits
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,122 @@
+"""The reference in PyTorch against a trained forward written independently, and against recorded logits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+
+from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.convert.plan import make_plan
+from sherry_gguf.errors import SherryError
+from sherry_gguf.parity import reference
+
+
+def trained_forward(w, granularity):
+    """float32[rows, k] -> float64[rows, k], from the definition in docs/format.md with PyTorch's own top-k."""
+    rows, k = w.shape
+    kept = torch.zeros(rows, k // 4, 4, dtype=torch.float64)
+    kept.scatter_(-1, torch.topk(w.abs().reshape(rows, k // 4, 4), 3, dim=-1).indices, 1)
+    kept = kept.reshape(rows, k)
+    runs = {"per_group": (rows * k // 128, 128), "per_channel": (rows, k), "per_tensor": (1, rows * k)}[granularity]
+    sums = (w.double().abs() * kept).reshape(runs).sum(dim=1, keepdim=True)
+    alpha = (sums / (0.75 * runs[1])).expand(runs).reshape(rows, k)
+    return w.double().sign() * kept * alpha
+
+
+def with_granularity(source, target, granularity):
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text())
+    config["granularity"] = granularity
+    (target / "config.json").write_text(json.dumps(config))
+    return Checkpoint(target)
+
+
+@pytest.mark.parametrize("granularity", ["per_group", "per_channel", "per_tensor"])
+def test_layers_hold_the_trained_forward(tiny_checkpoint, tmp_path, granularity):
+    checkpoint = with_granularity(tiny_checkpoint, tmp_path / "model", granularity)
+    plan = make_plan(checkpoint)
+    assert len(plan.layers) == 6 * 7
+    for name, found in reference.trained_weights(checkpoint, plan).items():
+        stored = checkpoint.load(name).float()
+        if name not in plan.layers:
+            assert torch.equal(found, stored), name
+            continue
+        wanted = trained_forward(stored, granularity)
+        assert torch.equal(found.sign(), wanted.sign().float()), name
+        # alpha is summed in float64 in another order, then rounded once to float32
+        torch.testing.assert_close(found.double(), wanted, rtol=2.0**-23, atol=0)
+
+
+def test_recorded_logits(tiny_checkpoint):
+    """The reference numbers of tests/data/README.md come from the same forward, run elsewhere."""
+    checkpoint = Checkpoint(tiny_checkpoint)
+    recorded = np.load(tiny_checkpoint.parent / "reference_logits.npz")
+    logits = reference.load(checkpoint, make_plan(checkpoint))
+    for tokens, wanted in zip(recorded["tokens"], recorded["logits"], strict=True):
+        found = logits(tokens.astype(np.int32))[::8]
+        # fp32 sums of 256 to 768 terms in another order: 1.2e-5 was seen on logits up to 20
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+
+
+def moe_checkpoint(directory):
+    torch.manual_seed(3)
+    config = Qwen3MoeConfig(
+        vocab_size=300,
+        hidden_size=256,
+        intermediate_size=256,
+        moe_intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(directory)
+    settings = json.loads((directory / "config.json").read_text())
+    settings |= {"quant_method": "sherry", "N": 3, "M": 4, "granularity": "per_group", "group_size": 128}
+    (directory / "config.json").write_text(json.dumps(settings))
+    return model
+
+
+def test_experts_are_replaced_too(tmp_path):
+    """transformers stacks experts into 3-D parameters: compare with the forward applied to those by hand."""
+    model = moe_checkpoint(tmp_path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "proj" in name:
+                rows = parameter.reshape(-1, parameter.shape[-1])
+                parameter.copy_(trained_forward(rows, "per_group").reshape(parameter.shape))
+    tokens = np.arange(7, 57, dtype=np.int32)
+    with torch.inference_mode():
+        wanted = model.eval()(torch.from_numpy(tokens).long()[None]).logits[0].numpy()
+
+    checkpoint = Checkpoint(tmp_path)
+    plan = make_plan(checkpoint)
+    assert len(plan.layers) == 2 * (4 + 3 * 4)
+    # the weights may differ by an ulp of float32, as above
+    np.testing.assert_allclose(reference.load(checkpoint, plan)(tokens), wanted, rtol=0, atol=1e-5)
+
+
+def test_a_checkpoint_without_some_tensor_is_refused(tmp_path):
+    moe_checkpoint(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    checkpoint = Checkpoint(tmp_path)
+    with pytest.raises(SherryError, match=r"1 tensors of the model are missing, as model\.norm\.weight"):
+        reference.load(checkpoint, make_plan(checkpoint))
+
+
+def test_bos_is_seen_where_texts_begin_with_it(tiny_checkpoint):
+    text = reference.tokenize(Checkpoint(tiny_checkpoint), "We the people")
+    assert text.bos == 1
+    assert text.tokens[0] == 1
+    assert text.tokens.dtype == np.int32
