@@ -107,7 +107,8 @@ def _torch_zero_positions(magnitudes: F32) -> U8:
 
 def _first_zero_positions(magnitudes: F32) -> U8:
     """float32[n, 4] -> uint8[n]: the first position of the smallest magnitude."""
-    return magnitudes.argmin(axis=1).astype(np.uint8)
+    first: U8 = magnitudes.argmin(axis=1).astype(np.uint8)
+    return first
 
 
 _TieRule = Callable[[F32], U8]
@@ -139,14 +140,17 @@ def _quantize_chunk(w: F32, span: int, break_ties: _TieRule) -> tuple[U8, F64, n
     return _CODES[zero_pos << 4 | negative], sums, two_zeros, real_ties.size
 
 
-def quantize(weights: F32, granularity: Granularity | None = None, *, ties: Ties = "torch") -> Quantized:
+def quantize(
+    weights: F32, granularity: Granularity | None = None, *, ties: Ties = "torch", allow_bare_groups: bool = False
+) -> Quantized:
     """float32[rows, k] -> codes uint8[rows, k/4] and scales float32[rows, k/span].
 
     ``weights`` is one Linear in the trainer's orientation: k, the last axis, is the input dimension. alpha is
     computed in float64 and rounded once to float32; rounding to fp16 is left to ``blocks.pack``.
 
-    Raises SherryError, naming row and group, for a weight that is not finite, for a group with two or more zeros
-    (it has no code; a span of zeros only is fine), and where groups or runs would cross the end of a row.
+    Raises SherryError, naming row and group, for a weight that is not finite, for a bare group, one of two or more
+    zeros (it has no code; a span of zeros only is fine), and where groups or runs would cross the end of a row.
+    With ``allow_bare_groups`` the further zeros become +alpha instead, as in the C reference.
     """
     granularity = granularity or Granularity()
     if weights.ndim != 2:
@@ -170,7 +174,8 @@ def quantize(weights: F32, granularity: Granularity | None = None, *, ties: Ties
 
     _require_finite(flat, sums, k)
     zero_spans = sums == 0
-    _require_codes(two_zeros & ~np.repeat(zero_spans, span // GROUP), k)
+    if not allow_bare_groups:
+        _require_codes(two_zeros & ~np.repeat(zero_spans, span // GROUP), k)
 
     alpha = sums.reshape(-1, run // span).sum(axis=1) / (run // GROUP * KEPT)
     scales = np.repeat(alpha, run // span).astype(np.float32)

@@ -1,0 +1,118 @@
+"""Convert a trained Sherry checkpoint to a GGUF file for the patched llama.cpp, and check that nothing was lost."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from sherry_gguf.checkpoint import parse_granularity
+from sherry_gguf.convert.convert import convert
+from sherry_gguf.convert.plan import SHERRY_LAYERS
+from sherry_gguf.convert.report import print_report
+from sherry_gguf.convert.types import (
+    DEFAULT_EMBEDDING_TYPE,
+    LIBRARY_TYPES,
+    NUMPY_TYPES,
+    TypeChoice,
+    check_regex,
+    parse_override,
+    parse_type,
+)
+from sherry_gguf.errors import SherryError
+from sherry_gguf.format import BLOCK
+from sherry_gguf.quantize import Granularity
+
+_TYPES = f"one of {', '.join((*NUMPY_TYPES, *LIBRARY_TYPES))}; the last {len(LIBRARY_TYPES)} need `sherry-gguf build`"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Flags are those of llama.cpp's convert_hf_to_gguf.py and llama-quantize where these have them."""
+    parser.add_argument("model", type=Path, help="directory of the checkpoint, or a torch state dict (with --config)")
+    parser.add_argument("--outfile", type=Path, help="default: in the model's directory, named after the model")
+    parser.add_argument(
+        "--config", type=Path, metavar="DIR", help="where config.json and the tokenizer are, if elsewhere"
+    )
+
+    what = parser.add_argument_group("what the weights are (default: config.json, or read off baked weights)")
+    what.add_argument(
+        "--granularity", choices=("per_group", "per_channel", "per_tensor"), help="which weights share a scale"
+    )
+    what.add_argument("--group-size", type=int, metavar="N", help=f"weights per scale for per_group (default {BLOCK})")
+    what.add_argument(
+        "--sherry-layers",
+        metavar="REGEX",
+        default=SHERRY_LAYERS,
+        help="names of the quantized layers in the checkpoint",
+    )
+    what.add_argument(
+        "--allow-lossy", action="store_true", help="quantize a model that is not Sherry; says what it costs"
+    )
+
+    types = parser.add_argument_group("types of tensors", description=_TYPES)
+    types.add_argument("--token-embedding-type", metavar="TYPE", help=f"default {DEFAULT_EMBEDDING_TYPE}")
+    types.add_argument(
+        "--output-tensor-type",
+        metavar="TYPE",
+        help=f"default {DEFAULT_EMBEDDING_TYPE}; tied embeddings are written twice if this differs",
+    )
+    types.add_argument(
+        "--tensor-type", metavar="REGEX=TYPE", action="append", default=[], help="by GGUF name; changes the type only"
+    )
+
+    out = parser.add_argument_group("output")
+    out.add_argument("--model-name", help="general.name in the file")
+    out.add_argument("--metadata", type=Path, help="JSON file that overrides authorship metadata")
+    out.add_argument("--force", action="store_true", help="replace an existing outfile")
+    out.add_argument("--no-verify", action="store_true", help="do not read the file back and compare it")
+    out.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
+    out.add_argument("--verbose", action="store_true", help="show what llama.cpp's converter says, and tracebacks")
+
+
+def run(args: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="llama.cpp's converter: %(message)s")
+    try:
+        report = convert(
+            args.model,
+            args.outfile,
+            config_dir=args.config,
+            granularity=_granularity(args),
+            sherry_layers=check_regex(args.sherry_layers),
+            allow_lossy=args.allow_lossy,
+            types=TypeChoice(
+                args.token_embedding_type and parse_type(args.token_embedding_type),
+                args.output_tensor_type and parse_type(args.output_tensor_type),
+                tuple(parse_override(text) for text in args.tensor_type),
+            ),
+            model_name=args.model_name,
+            metadata=args.metadata,
+            force=args.force,
+            verify=not args.no_verify,
+            dry_run=args.dry_run,
+            progress=sys.stderr.isatty(),
+        )
+    except SherryError:
+        if args.verbose:
+            logging.exception("while converting")
+        raise
+    console = Console(soft_wrap=True)
+    print_report(report, console)
+    console.print("dry run: nothing written" if args.dry_run else f"wrote {report.outfile}", highlight=False)
+    if not args.dry_run:
+        console.print(str(report.verdict or "not verified (--no-verify)"), highlight=False)
+    return 0
+
+
+def _granularity(args: argparse.Namespace) -> Granularity | None:
+    if args.granularity is None:
+        if args.group_size is None:
+            return None
+        return parse_granularity("per_group", args.group_size)
+    if args.granularity == "per_group":
+        return parse_granularity("per_group", BLOCK if args.group_size is None else args.group_size)
+    if args.group_size is not None:
+        raise SherryError(f"--group-size belongs to per_group, not to {args.granularity}")
+    return parse_granularity(args.granularity)

@@ -1,0 +1,147 @@
+"""The way of one checkpoint: plan it, let upstream's converter write it to a temporary file, verify that, rename it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sherry_gguf import llama_cpp
+from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.convert.library import use_library_quantizers
+from sherry_gguf.convert.model import Job, open_model
+from sherry_gguf.convert.plan import SHERRY_LAYERS, make_plan
+from sherry_gguf.convert.report import Report, WrittenTensor
+from sherry_gguf.convert.types import OUTPUT, TypeChoice
+from sherry_gguf.convert.verify import verify as verify_file
+from sherry_gguf.errors import SherryError
+from sherry_gguf.quantize import Granularity
+
+
+def convert(
+    model: Path,
+    outfile: Path | None = None,
+    *,
+    config_dir: Path | None = None,
+    granularity: Granularity | None = None,
+    sherry_layers: str = SHERRY_LAYERS,
+    allow_lossy: bool = False,
+    types: TypeChoice | None = None,
+    model_name: str | None = None,
+    metadata: Path | None = None,
+    force: bool = False,
+    verify: bool = True,
+    dry_run: bool = False,
+    progress: bool = False,
+) -> Report:
+    """Convert the checkpoint ``model`` (a directory, or a state dict with ``config_dir``) to GGUF.
+
+    outfile        default: in the model's directory, named by upstream's rule; {ftype} in it is replaced
+    granularity    declares latent weights to be Sherry's, and wins over config.json
+    sherry_layers  regex of the checkpoint's names of the quantized linear layers
+    allow_lossy    quantize weights that are not Sherry's all the same
+    types          of the file's tensors; the values written are those of SHERRY's blocks in whatever type
+    force          replace an existing outfile (only once the new file is complete and verified)
+    dry_run        write nothing
+
+    The pinned llama.cpp's source is fetched on first use. Raises SherryError, and then leaves outfile as it was.
+    """
+    types = types or TypeChoice()
+    if outfile is not None:
+        _require_free(outfile, force or dry_run)
+    llama_cpp.use_pinned_gguf()
+    use_library_quantizers(types.library_types())
+
+    checkpoint = Checkpoint(model, config_dir)
+    job = Job(checkpoint, make_plan(checkpoint, granularity, sherry_layers, allow_lossy), types)
+    with _upstream_errors(model):
+        instance = open_model(job, outfile or _directory_for(model), model_name, metadata)
+        instance.prepare_tensors()
+        instance.prepare_metadata(vocab_only=False)
+    target: Path = instance.fname_out
+    report = Report(target, job.plan.summary(), _written(instance), job.losses, _notes(checkpoint, instance, types))
+    if dry_run:
+        return report
+
+    _require_free(target, force)
+    with _temporary_beside(target) as temporary:
+        with _upstream_errors(model):
+            _write(instance, temporary, progress)
+        if verify:
+            as_trained = open_model(replace(job, as_trained=True, losses={}), target)
+            report = replace(report, verdict=verify_file(temporary, as_trained, progress))
+        os.replace(temporary, target)
+    return report
+
+
+def _directory_for(model: Path) -> Path:
+    return model if model.is_dir() else model.parent
+
+
+def _require_free(outfile: Path, force: bool) -> None:
+    if outfile.exists() and not outfile.is_dir() and not force:
+        raise SherryError(f"{outfile} exists; choose another --outfile, or replace it with --force")
+    if not outfile.parent.is_dir():
+        raise SherryError(f"{outfile.parent} is no directory; create it, or choose another --outfile")
+
+
+def _write(instance: Any, path: Path, progress: bool) -> None:
+    writer = instance.gguf_writer
+    writer.write_header_to_file(path=path)
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file(progress=progress)
+    writer.close()
+
+
+@contextmanager
+def _temporary_beside(target: Path) -> Iterator[Path]:
+    """A new file in target's directory, removed unless it was renamed."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    except OSError as error:
+        raise SherryError(f"{target.parent}: cannot write there, {error.strerror}; choose another --outfile") from error
+    os.close(handle)
+    # mkstemp makes files that only their owner may read; a model gets what any new file would get
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(name, 0o666 & ~umask)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _upstream_errors(model: Path) -> Iterator[None]:
+    """Upstream's converter raises whatever comes up for a checkpoint it cannot read: make that one line."""
+    try:
+        yield
+    except (SherryError, MemoryError):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split()) or "no message"
+        raise SherryError(
+            f"{model}: llama.cpp's converter stopped with {type(error).__name__}: {said} (--verbose shows where)"
+        ) from error
+
+
+def _written(instance: Any) -> list[WrittenTensor]:
+    return [
+        WrittenTensor(name, info.dtype.name, tuple(info.shape), info.nbytes)
+        for part in instance.gguf_writer.tensors
+        for name, info in part.items()
+    ]
+
+
+def _notes(checkpoint: Checkpoint, instance: Any, types: TypeChoice) -> list[str]:
+    notes = []
+    if checkpoint.ignored:
+        notes.append(f"ignored {len(checkpoint.ignored)} quantizer buffers, the first {checkpoint.ignored[0]}")
+    names = {name for part in instance.gguf_writer.tensors for name in part}
+    if instance.hparams.get("tie_word_embeddings") and OUTPUT in names:
+        notes.append(f"the tied embedding is written twice, as {OUTPUT} in {types.output}")
+    return notes

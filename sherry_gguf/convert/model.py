@@ -1,0 +1,150 @@
+"""Upstream's converter of an architecture, with Sherry layers baked on their way in.
+
+``conversion/`` of the pinned llama.cpp maps names, permutes, stacks experts, and writes tokenizers and parameters. It
+is driven through the methods that its own architectures override; nothing of it is rewritten here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.convert.bake import bake, loss_of
+from sherry_gguf.convert.plan import Plan
+from sherry_gguf.convert.types import OUTPUT, TOKEN_EMBEDDING, TypeChoice
+from sherry_gguf.errors import SherryError, naming
+from sherry_gguf.format import TYPE_NAME, VERSION, VERSION_KEY
+
+LM_HEAD = "lm_head.weight"
+
+
+@dataclass
+class Job:
+    """One run of upstream's converter: what goes in, and what was lost on the way (layer -> relative error).
+
+    as_trained: leave alpha unrounded and every tensor F32, to compare a written file with.
+    """
+
+    checkpoint: Checkpoint
+    plan: Plan
+    types: TypeChoice
+    as_trained: bool = False
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+def open_model(job: Job, outfile: Path, model_name: str | None = None, metadata: Path | None = None) -> Any:
+    """An instance of upstream's ModelBase for this checkpoint's architecture. Its weights are lazy: none is read.
+
+    Needs llama_cpp.use_pinned_gguf() first. Raises SherryError for an architecture that upstream does not know.
+    """
+    import gguf
+    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
+
+    hparams = ModelBase.load_hparams(job.checkpoint.directory, False)
+    architecture = get_model_architecture(hparams, ModelType.TEXT)
+    try:
+        base = get_model_class(architecture)
+    except NotImplementedError:
+        raise SherryError(f"{job.checkpoint.path}: llama.cpp's converter does not know {architecture}") from None
+    return _sherry_class(base, job)(
+        job.checkpoint.directory,
+        _file_type_of_plain_weights(gguf, job),
+        outfile,
+        model_name=model_name,
+        metadata_override=metadata,
+    )
+
+
+def _file_type_of_plain_weights(gguf: Any, job: Job) -> Any:
+    """The LlamaFileType under which upstream stores weights that nobody chose a type for: one that holds them all."""
+    infos = (job.checkpoint.info(name) for name in job.checkpoint.names if name not in job.plan.layers)
+    dtypes = {info.dtype for info in infos if len(info.shape) > 1}
+    return {
+        frozenset({torch.bfloat16}): gguf.LlamaFileType.MOSTLY_BF16,
+        frozenset({torch.float16}): gguf.LlamaFileType.MOSTLY_F16,
+    }.get(frozenset(dtypes), gguf.LlamaFileType.ALL_F32)
+
+
+def _sherry_class(base: Any, job: Job) -> Any:
+    """A subclass of an upstream architecture. Made at run time, since which one it is stands in config.json."""
+    import gguf
+    from conversion import LazyTorchTensor
+
+    class SherryModel(base):
+        model_arch = base.model_arch
+
+        def index_tensors(self, remote_hf_model_id: str | None = None) -> dict[str, Callable[[], Any]]:
+            self.sherry_names: set[str] = set()
+            tensors: dict[str, Callable[[], Any]] = {}
+            for name in job.checkpoint.names:
+                if name == LM_HEAD and self.hparams.get("tie_word_embeddings"):
+                    continue  # a copy that PyTorch does not use either
+                if kept := self.filter_tensors((name, partial(_lazy, LazyTorchTensor, job, name))):
+                    tensors[kept[0]] = kept[1]
+                    if name in job.plan.layers:
+                        self.sherry_names.add(kept[0])
+            return tensors
+
+        def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterator[tuple[str, Any]]:
+            tensors: Iterable[tuple[str, Any]] = super().modify_tensors(data_torch, name, bid)
+            for new_name, tensor in tensors:
+                yield new_name, tensor
+                tied = self.hparams.get("tie_word_embeddings")
+                if new_name == TOKEN_EMBEDDING and tied and job.types.separate_output():
+                    yield OUTPUT, tensor
+
+        def tensor_force_quant(self, name: str, new_name: str, bid: int | None, n_dims: int) -> Any:
+            if job.as_trained:
+                return gguf.GGMLQuantizationType.F32
+            chosen = None
+            if n_dims > 1 and not new_name.endswith("_norm.weight"):
+                chosen = job.types.for_tensor(new_name, is_sherry=name in self.sherry_names)
+            if chosen is None:
+                return super().tensor_force_quant(name, new_name, bid, n_dims)
+            self.chosen[new_name] = gguf.GGMLQuantizationType[chosen.upper()]
+            return self.chosen[new_name]
+
+        def prepare_tensors(self) -> None:
+            self.chosen: dict[str, Any] = {}
+            super().prepare_tensors()
+            stored = {name: info.dtype for part in self.gguf_writer.tensors for name, info in part.items()}
+            for name, wanted in self.chosen.items():
+                # Upstream warns and falls back to F16 where a row does not fit; here nothing falls back.
+                if stored[name] != wanted:
+                    row = self.gguf_writer.tensors[0][name].shape[-1]
+                    size = gguf.GGML_QUANT_SIZES[wanted][0]
+                    raise SherryError(
+                        f"{name}: rows of {row} weights are no multiple of {size}, which {wanted.name} needs; "
+                        f"choose another type for it (--tensor-type, --token-embedding-type, --output-tensor-type)"
+                    )
+            if gguf.GGMLQuantizationType[TYPE_NAME] in stored.values():
+                self.ftype = gguf.LlamaFileType[f"MOSTLY_{TYPE_NAME}"]
+                self.gguf_writer.add_uint32(VERSION_KEY, VERSION)
+
+    return SherryModel
+
+
+def _lazy(lazy_type: Any, job: Job, name: str) -> Any:
+    """The tensor as upstream wants it: a promise of known shape and dtype, kept when it is written."""
+    info = job.checkpoint.info(name)
+    source = job.plan.layers.get(name)
+    if source is None:
+        meta = lazy_type.meta_with_dtype_and_shape(info.dtype, info.shape)
+        return lazy_type(meta=meta, args=(name,), func=job.checkpoint.load)
+
+    def load_baked(name: str) -> torch.Tensor:
+        with naming(name):
+            weights = job.checkpoint.load(name)
+            baked = bake(weights, source, job.plan.granularity, fp16_scales=not job.as_trained)
+            if source == "lossy":
+                job.losses[name] = loss_of(weights, baked).relative_error
+            return baked
+
+    meta = lazy_type.meta_with_dtype_and_shape(torch.float32, info.shape)
+    return lazy_type(meta=meta, args=(name,), func=load_baked)

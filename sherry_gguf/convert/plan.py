@@ -1,0 +1,120 @@
+"""Which weights of a checkpoint are Sherry layers, and how each is brought onto the grid. Nothing is written here."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.errors import SherryError, naming
+from sherry_gguf.grid import Grid, Kind, detect
+from sherry_gguf.quantize import Granularity
+
+# The linear layers of a decoder block, as the architectures that Sherry is trained on name them, dense or expert.
+SHERRY_LAYERS = (
+    r"\.(q_proj|k_proj|v_proj|o_proj|qkv_proj|gate_proj|up_proj|down_proj|gate_up_proj|experts\.\d+\.w[123])"
+    r"(\.weight)?$"
+)
+_SAMPLE_ROWS = 64
+
+Source = Literal["latent", "baked", "lossy"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """layers: weight name -> how it reaches the grid. granularity: of the latent and lossy ones.
+
+    latent  the trainer's float weights: quantized as the trained forward does, which loses nothing
+    baked   on the grid already: codes and scales are read off
+    lossy   a plain model's weights, which the user allowed to be changed
+    """
+
+    layers: dict[str, Source]
+    granularity: Granularity
+
+    def summary(self) -> str:
+        count = {source: list(self.layers.values()).count(source) for source in ("latent", "baked", "lossy")}
+        parts = [f"{n} {source}" for source, n in count.items() if n]
+        scales = "" if count["baked"] == len(self.layers) else f", scales {self.granularity}"
+        return f"{' and '.join(parts)} Sherry layers{scales}"
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    granularity: Granularity | None = None,
+    sherry_layers: str = SHERRY_LAYERS,
+    allow_lossy: bool = False,
+) -> Plan:
+    """Decide for every Sherry layer how it is read.
+
+    granularity: what the user declares; it wins over config.json, and tells that latent weights are Sherry's.
+    Raises SherryError for a checkpoint that is not Sherry, saying what was seen and what would fit.
+    """
+    names = [name for name in checkpoint.names if re.search(sherry_layers, name)]
+    if not names:
+        raise SherryError(
+            f"{checkpoint.path}: no weight's name matches {sherry_layers}; "
+            f"name the quantized linear layers of this architecture (--sherry-layers REGEX)"
+        )
+    grids = {name: _grid(checkpoint, name) for name in names}
+    declared = granularity or (None if allow_lossy else checkpoint.declared_granularity())
+    foreign = [name for name, grid in grids.items() if grid.kind not in (Kind.FLOAT, Kind.SHERRY)]
+    if foreign and not allow_lossy:
+        raise SherryError(_foreign(checkpoint, grids, foreign))
+    floats = [name for name, grid in grids.items() if grid.kind is Kind.FLOAT]
+    if floats and declared is None and not allow_lossy:
+        raise SherryError(_undeclared(checkpoint, floats, len(names)))
+
+    how_float: Source = "latent" if declared is not None else "lossy"
+    layers: dict[str, Source] = {
+        name: "baked" if grid.kind is Kind.SHERRY else how_float if grid.kind is Kind.FLOAT else "lossy"
+        for name, grid in grids.items()
+    }
+    return Plan(layers, declared or Granularity())
+
+
+def _grid(checkpoint: Checkpoint, name: str) -> Grid:
+    with naming(name):
+        shape = checkpoint.info(name).shape
+        if len(shape) not in (2, 3):
+            raise SherryError(f"has shape {list(shape)}, no linear layer's; exclude it (--sherry-layers REGEX)")
+        sample = checkpoint.head(name, _SAMPLE_ROWS if len(shape) == 2 else 1)
+        return detect(sample.reshape(-1, shape[-1])[:_SAMPLE_ROWS].to(torch.float32).numpy())
+
+
+_FITS = {
+    Kind.STRIDE_16: "type STQ1_0 of llama.cpp PR 22836 has this grid",
+    Kind.TERNARY: "TQ2_0 or TQ1_0 hold such weights (llama.cpp's convert_hf_to_gguf.py --outtype tq2_0)",
+    Kind.SPARSE: "if these are Sherry's latents with their zeros applied, declare it (--granularity)",
+}
+
+
+def _foreign(checkpoint: Checkpoint, grids: dict[str, Grid], names: list[str]) -> str:
+    by_kind: dict[Kind, list[str]] = defaultdict(list)
+    for name in names:
+        by_kind[grids[name].kind].append(name)
+    kind, members = max(by_kind.items(), key=lambda item: len(item[1]))
+    grid = grids[members[0]]
+    scales = f", magnitudes {grid.granularity}" if grid.granularity else ""
+    return (
+        f"{checkpoint.path}: {len(members)} of {len(grids)} layers, the first {members[0]}, are {kind.value}: "
+        f"{grid.zeros:.1%} zeros{scales}; {_FITS[kind]}; --allow-lossy forces them onto Sherry's grid and changes them"
+    )
+
+
+def _undeclared(checkpoint: Checkpoint, floats: list[str], total: int) -> str:
+    if len(floats) == total:
+        return (
+            f"{checkpoint.path}: all {total} layers hold {Kind.FLOAT.value}, and config.json does not say that they "
+            f"were trained with Sherry; if they were, say how (--granularity per_group --group-size 128); "
+            f"--allow-lossy quantizes a plain model, and changes it"
+        )
+    return (
+        f"{checkpoint.path}: {len(floats)} of {total} layers, the first {floats[0]}, hold {Kind.FLOAT.value} beside "
+        f"baked Sherry layers; leave them as they are (--sherry-layers REGEX names the others), "
+        f"or declare them Sherry's latents (--granularity)"
+    )

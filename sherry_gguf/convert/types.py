@@ -1,0 +1,79 @@
+"""The tensor types that a user can name, and which tensor of the file gets which."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sherry_gguf.errors import SherryError
+from sherry_gguf.format import TYPE_NAME
+
+# gguf-py quantizes these in NumPy; the others only C does, in the built library. Names as llama-quantize spells them.
+NUMPY_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
+LIBRARY_TYPES = ("q4_K", "q6_K")
+DEFAULT_EMBEDDING_TYPE = "q8_0"
+
+TOKEN_EMBEDDING = "token_embd.weight"
+OUTPUT = "output.weight"
+
+_BY_LOWER_CASE = {name.lower(): name for name in (*NUMPY_TYPES, *LIBRARY_TYPES)}
+
+
+def parse_type(text: str) -> str:
+    """``Q4_k`` -> ``q4_K``; SherryError for a type that cannot be written here."""
+    name = _BY_LOWER_CASE.get(text.lower())
+    if name is None:
+        raise SherryError(f"{text!r} is no type this converter writes; known are {', '.join(_BY_LOWER_CASE.values())}")
+    return name
+
+
+def parse_override(text: str) -> tuple[str, str]:
+    """``REGEX=TYPE`` -> (regex, type), as llama-quantize's --tensor-type; SherryError if it is not that."""
+    pattern, equals, name = text.rpartition("=")
+    if not equals or not pattern:
+        raise SherryError(f"{text!r} is not REGEX=TYPE, as in 'ffn_down=q8_0'")
+    check_regex(pattern)
+    return pattern, parse_type(name)
+
+
+def check_regex(pattern: str) -> str:
+    """The pattern itself; SherryError if it is no regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise SherryError(f"{pattern!r} is no regular expression: {error}") from None
+    return pattern
+
+
+@dataclass(frozen=True)
+class TypeChoice:
+    """What the user asked for, by GGUF tensor name; types as in NUMPY_TYPES and LIBRARY_TYPES.
+
+    The embedding's and the output's own option wins over ``overrides``, of which the first that matches counts.
+    """
+
+    token_embedding: str | None = None
+    output: str | None = None
+    overrides: Sequence[tuple[str, str]] = ()
+
+    def for_tensor(self, name: str, *, is_sherry: bool) -> str | None:
+        """The type of a weight of two or more dimensions; None: as it is stored in the checkpoint."""
+        own = {TOKEN_EMBEDDING: self.token_embedding, OUTPUT: self.output}.get(name)
+        if own is not None:
+            return own
+        for pattern, type_name in self.overrides:
+            if re.search(pattern, name):
+                return type_name
+        if name in (TOKEN_EMBEDDING, OUTPUT):
+            return DEFAULT_EMBEDDING_TYPE
+        return TYPE_NAME if is_sherry else None
+
+    def separate_output(self) -> bool:
+        """Whether a tied embedding needs a second tensor: the output's type was asked for, and differs."""
+        return self.output is not None and self.output != self.for_tensor(TOKEN_EMBEDDING, is_sherry=False)
+
+    def library_types(self) -> set[str]:
+        """The types asked for that only the built library can write."""
+        asked = {self.token_embedding, self.output, *(name for _, name in self.overrides)}
+        return {name for name in LIBRARY_TYPES if name in asked}
