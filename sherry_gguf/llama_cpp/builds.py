@@ -95,7 +95,7 @@ def build(
             wanted = sorted({*wanted, *(found.targets if found else ())})
             # One place for all states of a pin or checkout: the next build compiles only what differs.
             origin = config.source or f"{patches.pin.sha256} {patches.pin.subdir}"
-            work = cache / f"work-{key(origin, config.identity())}"
+            work = cache / f"work-{key(str(cache), origin, config.identity())}"  # cmake knows absolute paths
             work.mkdir(exist_ok=True)
             used(work)
             tree.mirror(patched, work / "source")
@@ -143,7 +143,7 @@ def _find(patches: PatchSet, config: Config) -> Build | None:
     try:
         targets = json.loads((path / STAMP).read_text(encoding="utf-8"))["targets"]
         return Build(used(path) / "bin", used(cache / name), tuple(targets))
-    except FileNotFoundError:  # no build, or its tree was removed
+    except FileNotFoundError:  # no complete build, or its tree was removed
         return None
 
 

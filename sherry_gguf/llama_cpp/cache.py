@@ -17,12 +17,12 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
 
-KEPT = 3  # directories kept of each kind, the last used ones; one is 20 MB (build) to 400 MB (work)
+KEPT = 4  # directories kept of each kind, the last used ones; one is 20 MB (build) to 400 MB (work)
 PARTIAL = "partial-"  # names of what is not complete
 
 
@@ -45,7 +45,8 @@ def key(*parts: str) -> str:
 
 def used(path: Path) -> Path:
     """Note that a directory was used now, see keep_recent."""
-    os.utime(path)
+    with suppress(PermissionError):  # a cache that somebody else keeps
+        os.utime(path)
     return path
 
 

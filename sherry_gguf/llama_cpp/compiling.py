@@ -6,11 +6,11 @@ import importlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -44,7 +44,8 @@ def check_compilers(config: Config) -> None:
 def compile_targets(source: Path, work: Path, config: Config, targets: Sequence[str], jobs: int | None) -> None:
     """Configure ``source`` in work/build and build the targets; what was built before is not built again.
 
-    The whole output goes to work/build.log. Raises SherryError with the lines that say why it failed.
+    The whole output goes to work/build.log. Raises SherryError after showing the lines that
+    say why it failed.
     """
     cmake, ninja = _tool("cmake", "CMAKE_BIN_DIR"), _tool("ninja", "BIN_DIR")
     build, log = work / "build", work / "build.log"
@@ -57,27 +58,25 @@ def compile_targets(source: Path, work: Path, config: Config, targets: Sequence[
     status, lines = _run([*configure, *config.cmake_arguments()], environment, log, lambda line: None)
     if status != 0:
         (build / "CMakeCache.txt").unlink(missing_ok=True)  # it remembers what it failed with
-        raise SherryError(_failure("cmake could not configure llama.cpp", _from_first(lines, "CMake Error"), log))
+        _show(_from_first(lines, "CMake Error") or lines[-SHOWN:])
+        raise SherryError(f"cmake could not configure llama.cpp, see above and {log}")
 
     build_command = [ninja, "-C", str(build), *([] if jobs is None else ["-j", str(jobs)]), *targets]
     with _Bar() as bar:
         status, lines = _run(build_command, environment, log, bar.line)
     if status != 0:
-        shown = _from_first(lines, "FAILED:") or lines[-SHOWN:]
-        message = _failure("the build of llama.cpp failed", _relevant(shown), log)
-        if any(re.search(r"Killed|out of memory|cannot allocate memory", line) for line in lines):
-            message += "\nthe compiler was killed, most likely for lack of memory: try again with -j 1"
-        raise SherryError(message)
+        _show(_relevant(_from_first(lines, "FAILED:")) or lines[-SHOWN:])
+        killed = any(re.search(r"\bKilled\b|[Oo]ut of memory|[Cc]annot allocate memory", line) for line in lines)
+        hint = "; the compiler was killed, most likely for lack of memory: try -j 1" if killed else ""
+        raise SherryError(f"the build of llama.cpp failed, see above and {log}{hint}")
 
 
 def _tool(name: str, attribute: str) -> str:
     """Path of a tool: from its PyPI package in this environment, activated or not, else from PATH."""
-    try:
-        places = [str(getattr(importlib.import_module(name), attribute, ""))]
-    except ImportError:
-        places = []
-    path = os.pathsep.join([*places, str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    found = shutil.which(name, path=path)
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    with suppress(ImportError, AttributeError):
+        places.insert(0, getattr(importlib.import_module(name), attribute))
+    found = shutil.which(name, path=os.pathsep.join(places))
     if found is None:
         raise SherryError(f"{name} is missing: `{sys.executable} -m pip install {name}`")
     return found
@@ -114,7 +113,8 @@ def _run(
                 lines.append(line.rstrip("\n"))
                 on_line(lines[-1])
         except BaseException:
-            process.send_signal(signal.SIGINT)  # ninja stops its compilers and removes half-written outputs
+            process.terminate()  # ninja stops its compilers and removes half-written outputs
+            process.communicate()
             raise
     return process.returncode, lines
 
@@ -164,5 +164,5 @@ def _relevant(lines: list[str]) -> list[str]:
     return block[:1] + block[first:]  # block[1] is the command
 
 
-def _failure(what: str, lines: list[str], log: Path) -> str:
-    return "\n".join([f"{what}:", *(f"  {line}" for line in lines[:SHOWN]), f"the whole log: {log}"])
+def _show(lines: list[str]) -> None:
+    say("\n".join(f"  {line}" for line in lines[:SHOWN]))

@@ -70,7 +70,7 @@ def _apply_one(patches: PatchSet, patch: Path, tree: Path, origin: str) -> list[
     if touched != applied:
         missed = ", ".join(sorted(touched ^ applied))
         raise SherryError(f"git apply left out a part of {patch.name}: {missed}")
-    return re.findall(r"^Hunk #.* offset .*$", git.stderr, re.MULTILINE)
+    return re.findall(r"^Hunk #.*offset.*$", git.stderr, re.MULTILINE)
 
 
 def _explain(patches: PatchSet, patch: Path, stderr: str, origin: str) -> str:
