@@ -134,13 +134,14 @@ def test_an_unknown_target_and_a_broken_configuration(
     assert "Nowhere" in capsys.readouterr().err
 
 
-def test_an_interrupted_build_goes_on(cache: Path, checkout: Path, patches: PatchSet, rewrite: Rewrite) -> None:
+def test_an_interrupted_build_goes_on(cache: Path, checkout: Path, patches: PatchSet) -> None:
     with open(checkout / "CMakeLists.txt", "a") as file:
         file.write("add_custom_command(OUTPUT slow COMMAND test -e ${SLOW_DONE} || sleep 60 COMMAND touch slow)\n")
         file.write("add_custom_target(slow_step DEPENDS slow)\nadd_dependencies(second slow_step)\n")
     done = cache.parent / "done"
     code = (
-        "import sys\nfrom pathlib import Path\nfrom sherry_gguf.llama_cpp import build\n"
+        "import signal, sys\nfrom pathlib import Path\nfrom sherry_gguf.llama_cpp import build\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job starts with it ignored
         "from sherry_gguf.llama_cpp.upstream import PatchSet\n"
         "build(['hello', 'second'], source=Path(sys.argv[1]), defines=['SLOW_DONE=' + sys.argv[3]], jobs=2, "
         "patches=PatchSet.load(Path(sys.argv[2])))\n"
