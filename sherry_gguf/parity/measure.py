@@ -32,7 +32,7 @@ def cut(tokens: I32, n_ctx: int, bos: int | None, limit: int | None = None) -> I
     n_chunks = len(tokens) // n_ctx
     if limit is not None:
         n_chunks = min(n_chunks, limit)
-    chunks = tokens[: n_chunks * n_ctx].reshape(n_chunks, n_ctx).copy()
+    chunks: I32 = tokens[: n_chunks * n_ctx].reshape(n_chunks, n_ctx).copy()
     if bos is not None:
         chunks[:, 0] = bos
     return chunks

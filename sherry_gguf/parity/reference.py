@@ -54,11 +54,14 @@ def trained_weights(checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = F
     return tensors
 
 
-def load(checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = False) -> Callable[[I32], F32]:
+def load(
+    checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = False, threads: int | None = None
+) -> Callable[[I32], F32]:
     """A function from the tokens of a chunk, int32[n], to its logits, float32[n, n_vocab].
 
-    Takes 4 bytes of memory a weight, twice while it loads. Raises SherryError for an architecture that transformers
-    does not know, and for a checkpoint that lacks some of the model's tensors.
+    threads: PyTorch's, of the whole process; None leaves them. Takes 4 bytes of memory a weight, twice while it loads.
+    Raises SherryError for an architecture that transformers does not know, and for a checkpoint that lacks some of
+    the model's tensors.
     """
     try:
         config = AutoConfig.from_pretrained(checkpoint.directory)
@@ -79,6 +82,8 @@ def load(checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = False) -> Ca
     if missing := sorted(loaded["missing_keys"]):
         raise SherryError(f"{checkpoint.path}: {len(missing)} tensors of the model are missing, as {missing[0]}")
     model.eval()
+    if threads is not None:
+        torch.set_num_threads(threads)
 
     @torch.inference_mode()
     def logits(tokens: I32) -> F32:

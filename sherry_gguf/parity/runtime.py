@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import tempfile
 from collections.abc import Generator, Sequence
@@ -45,6 +46,19 @@ def stream_logits(
                 yield np.frombuffer(_read(stream, 4 * shape[0] * shape[1]), dtype=np.float32).reshape(shape)
 
 
+def tokenize(program: Path, model: Path, text: Path) -> I32:
+    """The tokens int32[n] that a GGUF's own tokenizer makes of a text file, the BOS included where the model uses one.
+
+    ``program`` is llama-tokenize. Raises SherryError with the program's last words where it fails.
+    """
+    options = ["--ids", "--no-escape", "--no-log-prefix", "--no-log-timestamps"]
+    command = [str(program), "-m", str(model), "-f", str(text), *options]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    if done.returncode != 0:
+        raise SherryError(f"{program} failed with status {done.returncode}: {_last_words(done.stderr)}")
+    return np.array(json.loads(done.stdout), dtype=np.int32)
+
+
 class _EndedEarly(Exception):
     """The program's output is shorter than its header says: it failed."""
 
@@ -74,9 +88,9 @@ def _pipe(command: list[str], log: Path) -> Generator[IO[bytes], None, None]:
         status = process.wait()
         process.stdout.close()
     if not complete or status != 0:
-        raise SherryError(f"{command[0]} failed with status {status}: {_last_words(log.read_text(errors='replace'))}")
+        raise SherryError(f"{command[0]} failed with status {status}: {_last_words(log.read_bytes())}")
 
 
-def _last_words(stderr: str) -> str:
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+def _last_words(stderr: bytes) -> str:
+    lines = [line.strip() for line in stderr.decode(errors="replace").splitlines() if line.strip()]
     return " | ".join(lines[-3:]) or "without a word"

@@ -1,0 +1,111 @@
+"""Compare a GGUF in the patched llama.cpp with its checkpoint in PyTorch: on a text, and weight by weight.
+
+Exit status 0: the weights and tokens are equal and every limit holds; 1: not, and a line says which.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from sherry_gguf.checkpoint import parse_granularity
+from sherry_gguf.convert.plan import SHERRY_LAYERS
+from sherry_gguf.convert.types import check_regex
+from sherry_gguf.errors import SherryError
+from sherry_gguf.format import BLOCK
+from sherry_gguf.quantize import Granularity
+
+MAX_PERPLEXITY_CHANGE = 0.5
+MAX_KLD = 0.002
+MIN_TOP1 = 97.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Flags are those of llama-perplexity and of the converter where these have them."""
+    parser.add_argument("model", type=Path, help="directory of the checkpoint, or a torch state dict (with --config)")
+    parser.add_argument("gguf", type=Path, help="the file that was made from it")
+    parser.add_argument("--text", type=Path, metavar="FILE", required=True, help="UTF-8; best one not trained on")
+    parser.add_argument(
+        "-c", "--ctx-size", type=_positive, metavar="N", default=512, help="tokens per chunk (%(default)s)"
+    )
+    parser.add_argument("--chunks", type=_positive, metavar="N", help="chunks at most (default: the whole text)")
+    parser.add_argument("-t", "--threads", type=_positive, metavar="N", default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--no-split",
+        action="store_true",
+        help="do not separate the sources of error, which takes two more files where TMPDIR says, "
+        "the larger one of 4 bytes a weight",
+    )
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="write the figures as JSON; to stdout instead of the table"
+    )
+
+    what = parser.add_argument_group("how the checkpoint is read, as in convert")
+    what.add_argument("--config", type=Path, metavar="DIR")
+    what.add_argument("--granularity", choices=("per_group", "per_channel", "per_tensor"))
+    what.add_argument("--group-size", type=int, metavar="N")
+    what.add_argument("--sherry-layers", metavar="REGEX", default=SHERRY_LAYERS)
+
+    limits = parser.add_argument_group("limits, the file against PyTorch")
+    limits.add_argument(
+        "--max-ppl-diff", type=float, metavar="PERCENT", default=MAX_PERPLEXITY_CHANGE, help="default %(default)s"
+    )
+    limits.add_argument("--max-kld", type=float, metavar="NATS", default=MAX_KLD, help="mean; default %(default)s")
+    limits.add_argument("--min-top1", type=float, metavar="PERCENT", default=MIN_TOP1, help="default %(default)s")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    # imported here, as transformers takes seconds that --help need not wait for
+    from transformers.utils import logging
+
+    from sherry_gguf.parity.compare import Source, parity
+    from sherry_gguf.parity.report import Limits
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    report = parity(
+        Source(args.model, args.config, _granularity(args), check_regex(args.sherry_layers)),
+        args.gguf,
+        args.text,
+        Limits(args.max_ppl_diff, args.max_kld, args.min_top1),
+        ctx_size=args.ctx_size,
+        max_chunks=args.chunks,
+        threads=args.threads,
+        split=not args.no_split,
+        progress=sys.stderr.isatty(),
+    )
+    text = json.dumps(report.to_json(), indent=2, allow_nan=False)
+    if args.json == "-":
+        print(text)
+        for line in report.failures():
+            print(f"FAILED {line}", file=sys.stderr)
+    else:
+        if args.json is not None:
+            _write(Path(args.json), text)
+        report.show(Console(soft_wrap=True))
+    return 1 if report.failures() else 0
+
+
+def _granularity(args: argparse.Namespace) -> Granularity | None:
+    if args.granularity is None and args.group_size is None:
+        return None
+    return parse_granularity(args.granularity or "per_group", args.group_size or BLOCK)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SherryError(f"{path}: cannot be written, {error.strerror}") from error

@@ -1,0 +1,185 @@
+"""One parity run: the checkpoint in PyTorch, the GGUF in the runtime, and the files between them.
+
+What separates the two is measured one cause at a time, on the way
+
+    PyTorch, fp32, the trained forward
+      -> the F32 twin with an F32 KV cache         alpha rounded to fp16, and another order of float sums
+      -> the F32 twin as users run it              the F16 KV cache and flash attention, llama.cpp's defaults
+      -> SHERRY with F32 embeddings and output     activations in 8 bits
+      -> the file                                  the types of embedding, output, and what else is not SHERRY
+
+The F32 twin is the same checkpoint with the weights that SHERRY's blocks give back, every tensor stored as F32.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import track
+
+from sherry_gguf import llama_cpp
+from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.convert import TypeChoice, convert
+from sherry_gguf.convert.plan import SHERRY_LAYERS, make_plan
+from sherry_gguf.errors import SherryError
+from sherry_gguf.parity import measure, reference, runtime, weights
+from sherry_gguf.parity.report import Limits, Report, Step, TokenCheck
+from sherry_gguf.quantize import Granularity
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a checkpoint is read, as for ``convert``."""
+
+    model: Path
+    config_dir: Path | None = None
+    granularity: Granularity | None = None
+    sherry_layers: str = SHERRY_LAYERS
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A file in the runtime; ``cause`` is what sets it apart from the stage before."""
+
+    cause: str
+    file: Path
+    options: tuple[str, ...] = ()
+
+
+def parity(
+    source: Source,
+    gguf: Path,
+    text: Path,
+    limits: Limits,
+    *,
+    ctx_size: int = 512,
+    max_chunks: int | None = None,
+    threads: int = 1,
+    split: bool = True,
+    progress: bool = False,
+) -> Report:
+    """Compare ``gguf`` with the checkpoint it was made from, on a text in UTF-8.
+
+    ctx_size   tokens per chunk, each evaluated by itself; the second half of each is scored
+    split      separate the causes, which takes two more files in the temporary directory: 4 bytes a weight and the
+               size of ``gguf`` with F32 embeddings
+
+    Needs the build of `sherry-gguf build`, and memory for the model in fp32 twice while it loads.
+    """
+    build = llama_cpp.find_build()
+    llama_cpp.use_pinned_gguf()
+    if not gguf.is_file():
+        raise SherryError(f"{gguf}: no such file")
+    checkpoint = Checkpoint(source.model, source.config_dir)
+    plan = make_plan(checkpoint, source.granularity, source.sherry_layers)
+    tokens = reference.tokenize(checkpoint, _read(text))
+    chunks = measure.cut(tokens.tokens, ctx_size, tokens.bos, max_chunks)
+    if len(chunks) == 0:
+        raise SherryError(f"{text}: {len(tokens.tokens)} tokens are less than one chunk of {ctx_size} (--ctx-size)")
+
+    token_check = TokenCheck.of(tokens.tokens, runtime.tokenize(build.program("llama-tokenize"), gguf, text))
+    weight_check = weights.check(gguf, checkpoint, plan)
+    with _stages(source, gguf, split) as stages:
+        streams = [
+            runtime.stream_logits(
+                build.program("sherry-logits"),
+                stage.file,
+                chunks,
+                measure.first_scored(ctx_size),
+                threads=threads,
+                options=stage.options,
+            )
+            for stage in stages
+        ]
+        torch_logits = reference.load(checkpoint, plan, threads=threads)
+        in_torch = (torch_logits(chunk)[measure.first_scored(ctx_size) :] for chunk in chunks)
+        steps, total = _measure(chunks, in_torch, streams, progress)
+    return Report(
+        model=str(source.model),
+        gguf=str(gguf),
+        text=str(text),
+        ctx_size=ctx_size,
+        chunks=len(chunks),
+        weights=weight_check,
+        tokens=token_check,
+        steps=tuple(Step(stage.cause, found) for stage, found in zip(stages, steps, strict=True)) if split else (),
+        total=total,
+        limits=limits,
+    )
+
+
+def _read(text: Path) -> str:
+    try:
+        # bytes, as the runtime reads them: text mode would rewrite line ends
+        return text.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SherryError(f"{text}: cannot be read as UTF-8 text, {error}") from error
+
+
+@contextmanager
+def _stages(source: Source, gguf: Path, split: bool) -> Generator[list[_Stage], None, None]:
+    """The files on the way to ``gguf``; those made here are removed at the end."""
+    last = _Stage("other tensor types", gguf)
+    if not split:
+        yield [last]
+        return
+    with tempfile.TemporaryDirectory(prefix="sherry-parity-") as directory:
+        twin, plain = Path(directory, "f32.gguf"), Path(directory, "sherry.gguf")
+        _convert(source, twin, TypeChoice(overrides=((".*", "f32"),)))
+        _convert(source, plain, TypeChoice(token_embedding="f32", output="f32"))
+        yield [
+            _Stage("scales in fp16", twin, ("--kv-f32",)),
+            _Stage("F16 KV cache", twin),
+            _Stage("8-bit activations", plain),
+            last,
+        ]
+
+
+def _convert(source: Source, outfile: Path, types: TypeChoice) -> None:
+    convert(
+        source.model,
+        outfile,
+        config_dir=source.config_dir,
+        granularity=source.granularity,
+        sherry_layers=source.sherry_layers,
+        types=types,
+        verify=False,
+    )
+
+
+def _measure(
+    chunks: I32, base: Iterator[F32], streams: list[Generator[F32, None, None]], progress: bool
+) -> tuple[list[measure.Divergence], measure.Divergence]:
+    """Each stream against the one before, the first against ``base``; and the last against ``base``."""
+    first = measure.first_scored(chunks.shape[1])
+    meters, total = [measure.Meter() for _ in streams], measure.Meter()
+    with ExitStack() as stack:
+        for stream in streams:
+            stack.enter_context(closing(stream))
+        rounds = zip(chunks, base, *streams, strict=True)
+        console = Console(stderr=True)
+        for chunk, *logits in track(
+            rounds, "Comparing", total=len(chunks), console=console, disable=not progress, transient=True
+        ):
+            if len({part.shape for part in logits}) > 1:
+                raise SherryError(
+                    f"PyTorch has {logits[0].shape[1]} logits a token, the GGUF {logits[-1].shape[1]}; "
+                    f"give the GGUF's own checkpoint"
+                )
+            # the last position predicts a token outside the chunk
+            scored, targets = [part[:-1] for part in logits], chunk[first + 1 :]
+            for meter, (before, after) in zip(meters, pairwise(scored), strict=True):
+                meter.add(before, after, targets)
+            total.add(scored[0], scored[-1], targets)
+    return [meter.result() for meter in meters], total.result()
