@@ -130,7 +130,7 @@ def _read(text: Path) -> str:
 @contextmanager
 def _stages(source: Source, gguf: Path, split: bool) -> Generator[list[_Stage], None, None]:
     """The files on the way to ``gguf``; those made here are removed at the end."""
-    last = _Stage("other tensor types", gguf)
+    last = _Stage("other types", gguf)
     if not split:
         yield [last]
         return

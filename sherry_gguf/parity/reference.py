@@ -32,8 +32,14 @@ class Text:
 
 
 def tokenize(checkpoint: Checkpoint, text: str) -> Text:
-    """The text as the model saw texts in training, BOS included where it uses one."""
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory)
+    """The text as the model saw texts in training, BOS included where it uses one.
+
+    Raises SherryError where the checkpoint has no tokenizer that transformers can load. Code in it is not run.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise SherryError(f"{checkpoint.directory}: transformers finds no tokenizer: {_one_line(error)}") from error
     tokens = np.array(tokenizer(text, verbose=False)["input_ids"], dtype=np.int32)
     bos = tokenizer.bos_token_id
     return Text(tokens, bos if bos is not None and len(tokens) and tokens[0] == bos else None)
@@ -64,7 +70,7 @@ def load(
     the model's tensors.
     """
     try:
-        config = AutoConfig.from_pretrained(checkpoint.directory)
+        config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
         with torch.device("meta"):
             model_class = type(AutoModelForCausalLM.from_config(config))
     except ValueError as error:

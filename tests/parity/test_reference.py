@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM
 
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert.plan import make_plan
@@ -64,31 +64,10 @@ def test_recorded_logits(tiny_checkpoint):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
 
 
-def moe_checkpoint(directory):
-    torch.manual_seed(3)
-    config = Qwen3MoeConfig(
-        vocab_size=300,
-        hidden_size=256,
-        intermediate_size=256,
-        moe_intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        num_experts=4,
-        num_experts_per_tok=2,
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(directory)
-    settings = json.loads((directory / "config.json").read_text())
-    settings |= {"quant_method": "sherry", "N": 3, "M": 4, "granularity": "per_group", "group_size": 128}
-    (directory / "config.json").write_text(json.dumps(settings))
-    return model
-
-
-def test_experts_are_replaced_too(tmp_path):
+def test_experts_are_replaced_too(random_checkpoint, sherry_config):
     """transformers stacks experts into 3-D parameters: compare with the forward applied to those by hand."""
-    model = moe_checkpoint(tmp_path)
+    directory = random_checkpoint("Qwen3Moe", sherry=sherry_config)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "proj" in name:
@@ -98,21 +77,39 @@ def test_experts_are_replaced_too(tmp_path):
     with torch.inference_mode():
         wanted = model.eval()(torch.from_numpy(tokens).long()[None]).logits[0].numpy()
 
-    checkpoint = Checkpoint(tmp_path)
+    checkpoint = Checkpoint(directory)
     plan = make_plan(checkpoint)
     assert len(plan.layers) == 2 * (4 + 3 * 4)
-    # the weights may differ by an ulp of float32, as above
+    # the weights may differ by an ulp of float32, as above; logits are of order 1
     np.testing.assert_allclose(reference.load(checkpoint, plan)(tokens), wanted, rtol=0, atol=1e-5)
 
 
-def test_a_checkpoint_without_some_tensor_is_refused(tmp_path):
-    moe_checkpoint(tmp_path)
+def test_a_checkpoint_without_some_tensor_is_refused(tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path, dirs_exist_ok=True)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["model.norm.weight"]
+    (tmp_path / "model.safetensors").unlink()
     save_file(tensors, tmp_path / "model.safetensors")
     checkpoint = Checkpoint(tmp_path)
     with pytest.raises(SherryError, match=r"1 tensors of the model are missing, as model\.norm\.weight"):
         reference.load(checkpoint, make_plan(checkpoint))
+
+
+def test_a_model_that_transformers_does_not_know_is_refused(tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "marvel"}))
+    checkpoint = Checkpoint(tmp_path)
+    with pytest.raises(SherryError, match=r"transformers cannot make this model: .*marvel"):
+        reference.load(checkpoint, make_plan(checkpoint))
+
+
+def test_a_checkpoint_without_tokenizer_is_refused(tiny_checkpoint, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_checkpoint / name, tmp_path)
+    with pytest.raises(SherryError, match="transformers finds no tokenizer"):
+        reference.tokenize(Checkpoint(tmp_path), "We the people")
 
 
 def test_bos_is_seen_where_texts_begin_with_it(tiny_checkpoint):
