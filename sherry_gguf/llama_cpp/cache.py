@@ -4,6 +4,7 @@
     source-KEY/        a patched tree; never changes
     work-KEY/          where cmake and ninja work; changes, and makes the next build of the kind incremental
     build-KEY/         programs and libraries of one source and one configuration; only ever grows
+    checkout-KEY       what was seen last of a checkout of the user's own
     last-build.json    what `sherry-gguf build` was asked for last
 
 A directory is made under another name and renamed when it is complete, so what is there can be used.

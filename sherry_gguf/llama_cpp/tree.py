@@ -6,11 +6,12 @@ import hashlib
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from sherry_gguf.errors import SherryError
 from sherry_gguf.llama_cpp import fetch, patching
-from sherry_gguf.llama_cpp.cache import cache_dir, key, locked, new_dir, say, used
+from sherry_gguf.llama_cpp.cache import PARTIAL, cache_dir, key, locked, new_dir, say, used
 from sherry_gguf.llama_cpp.upstream import PatchSet
 
 
@@ -51,6 +52,8 @@ def ensure(cache: Path, patches: PatchSet, checkout: Path | None) -> Path:
             for name in _listing(checkout):
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(checkout / name, partial / name)
+            if tree_name(patches, checkout) != path.name:
+                raise SherryError(f"{checkout} changed while it was copied: try again")
         for line in patching.apply(patches, partial, origin, strict=checkout is None):
             say(line)
     return path
@@ -95,11 +98,22 @@ def _listing(checkout: Path) -> list[str]:
 
 
 def _digest(checkout: Path) -> str:
-    """A hash of the names, modes and contents of a checkout's files."""
-    digest = hashlib.sha256()
-    for name in _listing(checkout):
-        path = checkout / name
-        executable = os.access(path, os.X_OK)
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{name}\0{executable}\0{content}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    """A hash of the names, modes and contents of a checkout's files.
+
+    The contents (170 MB) are read only if a size or time differs from those of the last call, which are noted.
+    """
+    names = _listing(checkout)
+    stats = [(name, (checkout / name).stat()) for name in names]
+    state = key(*(f"{name} {stat.st_mode} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats))
+    note = cache_dir() / f"checkout-{key(str(checkout.resolve()))}"
+    with suppress(FileNotFoundError):
+        noted, _, digest = note.read_text(encoding="utf-8").partition(" ")
+        if noted == state:
+            return digest
+    contents = (hashlib.sha256((checkout / name).read_bytes()).hexdigest() for name in names)
+    digest = key(*(f"{name} {stat.st_mode} {content}" for (name, stat), content in zip(stats, contents, strict=True)))
+    partial = note.with_name(f"{PARTIAL}{note.name}-{os.getpid()}")
+    with suppress(PermissionError):
+        partial.write_text(f"{state} {digest}", encoding="utf-8")
+        partial.replace(note)
+    return digest

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -75,6 +76,23 @@ def test_a_checkout_is_copied_in_its_present_state(
     (checkout / "scripts/run.sh").chmod(0o644)
     assert source(checkout, patches=patches) not in (first, second)
     assert "1 + other" in (checkout / "src/tiny.c").read_text(), "the user's own is not patched"
+
+
+def test_a_checkout_that_changes_while_it_is_copied(
+    cache: Path, checkout: Path, patches: PatchSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copy
+
+    def edit_and_copy(file: Path, to: Path) -> None:
+        (checkout / "src/other.c").write_text("edited")
+        copy(file, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tree.shutil, "copy", edit_and_copy)
+        with pytest.raises(SherryError, match="mine changed while it was copied: try again"):
+            source(checkout, patches=patches)
+    assert not list(cache.glob("source-*"))
+    assert (source(checkout, patches=patches) / "src/other.c").read_text() == "edited"
 
 
 def test_of_a_git_checkout_what_git_ignores_is_left_out(
