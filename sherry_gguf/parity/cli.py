@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -60,21 +61,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive integer")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
     # imported here, as transformers takes seconds that --help need not wait for
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     from sherry_gguf.parity.compare import Source, parity
     from sherry_gguf.parity.report import Limits
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)  # the conversion has shown its warnings
     report = parity(
         Source(args.model, args.config, _granularity(args), check_regex(args.sherry_layers)),
         args.gguf,

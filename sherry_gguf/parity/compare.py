@@ -77,6 +77,8 @@ def parity(
 
     Needs the build of `sherry-gguf build`, and memory for the model in fp32 twice while it loads.
     """
+    if ctx_size < 3:
+        raise SherryError(f"--ctx-size {ctx_size}: the second half of a chunk predicts nothing; take 3 at least")
     build = llama_cpp.find_build()
     llama_cpp.use_pinned_gguf()
     if not gguf.is_file():

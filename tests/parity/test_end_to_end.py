@@ -1,0 +1,171 @@
+"""Checkpoints through PyTorch and through the built runtime: the figures this project stands for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.cli import run_command
+from sherry_gguf.convert import TypeChoice, convert
+from sherry_gguf.convert.plan import make_plan
+from sherry_gguf.errors import SherryError
+from sherry_gguf.parity import measure, reference
+from sherry_gguf.parity.compare import Source, parity
+from sherry_gguf.parity.report import Limits
+from sherry_gguf.parity.runtime import stream_logits
+
+pytestmark = pytest.mark.runtime
+
+THREADS = 2
+LIMITS = Limits(max_perplexity_change=0.15, max_kld=0.001, min_top1=98)
+
+
+@pytest.fixture(scope="module")
+def f32_embeddings(runtime, pinned_gguf, tiny_checkpoint, tmp_path_factory) -> Path:
+    outfile = tmp_path_factory.mktemp("parity") / "f32-embeddings.gguf"
+    return convert(tiny_checkpoint, outfile, types=TypeChoice(token_embedding="f32", output="f32")).outfile
+
+
+def test_shipped_checkpoint(f32_embeddings, tiny_checkpoint, heldout_text):
+    """40 chunks, the whole way: what tests/data/README.md records for PyTorch, and the limits above."""
+    report = parity(Source(tiny_checkpoint), f32_embeddings, heldout_text, LIMITS, max_chunks=40, threads=THREADS)
+    assert report.failures() == []
+    assert report.total.positions == 40 * 255
+    # recorded on another machine: fp32 sums in another order
+    assert report.total.base_perplexity == pytest.approx(81.0838, abs=1e-3)
+    assert report.weights.tensors == 6 * 7
+    assert report.weights.weights == 6 * (256 * (256 + 128 + 128 + 256) + 3 * 256 * 768)
+    assert report.weights.wrong_weights == report.weights.wrong_scales == 0
+    assert report.weights.max_scale_error <= 2.0**-11
+    assert report.tokens.in_gguf == report.tokens.in_torch
+
+    scales, cache, activations, other = (step.divergence for step in report.steps)
+    # alpha, keys and values rounded to 11 bits: 2e-7 was seen of each
+    assert 0 < scales.kld_mean < 1e-6
+    assert 0 < cache.kld_mean < 1e-6
+    assert activations.kld_mean > 10 * scales.kld_mean
+    # the file is what the step before made: the same bytes, the same program
+    assert other.max_logit_difference == 0
+
+
+def test_weights_differ_by_the_rounding_of_scales_alone(runtime, pinned_gguf, tiny_checkpoint, heldout_text, tmp_path):
+    """With alpha rounded in PyTorch too, the F32 twin says the same up to float32 sums: a KLD of 6e-11 was seen."""
+    twin = convert(tiny_checkpoint, tmp_path / "f32.gguf", types=TypeChoice(overrides=((".*", "f32"),))).outfile
+    checkpoint = Checkpoint(tiny_checkpoint)
+    tokens = reference.tokenize(checkpoint, heldout_text.read_text(encoding="utf-8"))
+    chunks = measure.cut(tokens.tokens, 512, tokens.bos, 4)
+    in_torch = reference.load(checkpoint, make_plan(checkpoint), fp16_scales=True)
+    program = runtime.program("sherry-logits")
+    meter = measure.Meter()
+    in_runtime = stream_logits(program, twin, chunks, 256, threads=THREADS, options=("--kv-f32",))
+    for chunk, other in zip(chunks, in_runtime, strict=True):
+        meter.add(in_torch(chunk)[256:-1], other[:-1], chunk[257:])
+    assert meter.result().kld_mean < 1e-9
+    assert meter.result().same_top1 == 1
+
+
+# Logits of random models are nearly flat, so the divergence is small; but routers of experts are near ties too, and
+# an expert chosen otherwise is a jump.
+@pytest.mark.parametrize(
+    ("family", "changes", "max_kld"),
+    [
+        ("Llama", {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 640}, 1e-3),
+        ("Qwen3", {"tie_word_embeddings": False}, 1e-3),
+        ("Qwen3Moe", {}, 1e-2),
+    ],
+)
+def test_random_models(
+    family, changes, max_kld, runtime, pinned_gguf, random_checkpoint, sherry_config, heldout_text, tmp_path
+):
+    """Rows that are no multiple of 256, an output of its own, experts: the whole way, with the default types."""
+    model = random_checkpoint(family, sherry=sherry_config, **changes)
+    gguf = convert(model, tmp_path / "random.gguf").outfile
+    limits = Limits(max_perplexity_change=1, max_kld=max_kld, min_top1=50)
+    report = parity(Source(model), gguf, heldout_text, limits, ctx_size=128, max_chunks=4, threads=THREADS)
+    assert report.failures() == []
+    assert report.steps[0].divergence.kld_mean < max_kld / 100
+
+
+def command(*arguments) -> int:
+    return run_command("parity", [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def arguments(tiny_checkpoint, heldout_text):
+    """A short run: two chunks."""
+    return ["--text", heldout_text, "--chunks", 2, "--threads", THREADS, "--no-split"]
+
+
+def test_default_file_passes_the_default_limits(runtime, tiny_checkpoint, sherry_gguf_file, heldout_text, capfd):
+    status = command(tiny_checkpoint, sherry_gguf_file, "--text", heldout_text, "--threads", THREADS, "--json")
+    out, err = capfd.readouterr()
+    found = json.loads(out)  # and nothing else on stdout
+    assert status == 0, err
+    assert found["ok"] is True
+    assert found["weights"]["wrong_weights"] == 0
+    assert found["tokens"]["first_difference"] is None
+    assert [step["cause"] for step in found["steps"]][-1] == "other types"
+    assert found["steps"][-1]["divergence"]["max_logit_difference"] > 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        (["--max-kld", "1e-9"], "mean KL divergence"),
+        (["--min-top1", "100"], "the same top token at"),
+        (["--max-ppl-diff", "0"], "perplexity changes by"),
+    ],
+)
+def test_a_limit_decides_the_exit_status(
+    limit, words, runtime, tiny_checkpoint, sherry_gguf_file, arguments, tmp_path, capfd
+):
+    status = command(tiny_checkpoint, sherry_gguf_file, *arguments, *limit, "--json", tmp_path / "found.json")
+    out = capfd.readouterr().out
+    assert status == 1
+    assert f"FAILED {words}" in out
+    (failure,) = json.loads((tmp_path / "found.json").read_text())["failures"]
+    assert failure.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("byte", "words"),
+    [(0, "of 4,718,592 weights are not the trained ones"), (20, "of 36,864 scales are not the trained ones")],
+)
+def test_one_damaged_block_is_found(
+    byte, words, runtime, pinned_gguf, tiny_checkpoint, sherry_gguf_file, arguments, tmp_path, capfd
+):
+    """Too little to be seen in the logits: the lowest bit of a block's first code, and of its scale."""
+    damaged = tmp_path / "damaged.gguf"
+    shutil.copy(sherry_gguf_file, damaged)
+    tensors = {tensor.name: tensor for tensor in pinned_gguf.GGUFReader(damaged, "r").tensors}
+    with damaged.open("r+b") as file:
+        file.seek(tensors["blk.3.ffn_up.weight"].data_offset + 22 * 5 + byte)
+        old = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([old[0] ^ 1]))
+    status = command(tiny_checkpoint, damaged, *arguments, "--max-kld", 1, "--min-top1", 0, "--max-ppl-diff", 100)
+    out = capfd.readouterr().out
+    assert status == 1
+    assert out.count("FAILED") == 1
+    assert words in out
+    # rows of 256 weights have two blocks
+    assert "blk.3.ffn_up.weight, row 2, group 32 (weights 128..131)" in out
+
+
+def test_another_model_is_refused(
+    runtime, random_checkpoint, sherry_config, sherry_gguf_file, arguments, heldout_text, capfd
+):
+    other = random_checkpoint("Llama", sherry=sherry_config, num_hidden_layers=1)
+    assert command(other, sherry_gguf_file, *arguments) == 1
+    assert "give the GGUF's own checkpoint" in capfd.readouterr().err
+
+
+def test_a_text_shorter_than_a_chunk_is_refused(runtime, tiny_checkpoint, sherry_gguf_file, tmp_path):
+    text = tmp_path / "text"
+    text.write_text("We the people")
+    with pytest.raises(SherryError, match="less than one chunk of 512"):
+        parity(Source(tiny_checkpoint), sherry_gguf_file, text, LIMITS)
