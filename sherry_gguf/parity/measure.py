@@ -91,12 +91,14 @@ class Meter:
             self._add_slice(base[rows], other[rows], targets[rows])
 
     def _add_slice(self, base: F32, other: F32, targets: I32) -> None:
-        p, q = log_softmax(base), log_softmax(other)
         index = np.arange(len(targets))
-        kld = (np.exp(p) * (p - q)).sum(axis=1)
+        # a runtime that overflows is for the limits to fail, not for warnings
+        with np.errstate(invalid="ignore"):
+            p, q = log_softmax(base), log_softmax(other)
+            kld = (np.exp(p) * (p - q)).sum(axis=1)
         same = base.argmax(axis=1) == other.argmax(axis=1)
         self._columns.append(np.stack([-p[index, targets], -q[index, targets], kld, same.astype(np.float64)]))
-        # NaN must not get lost in a maximum: np.max keeps it, and so does math below
+        # unlike max(), NumPy's keep a NaN
         difference = float(np.abs(other.astype(np.float64) - base).max())
         self._max_difference = float(np.maximum(self._max_difference, difference))
 
@@ -108,11 +110,11 @@ class Meter:
         def standard_error(x: F64) -> float:
             return float(x.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
 
-        ratio = math.exp((other_nll - base_nll).mean())
+        ratio = _exp((other_nll - base_nll).mean())
         return Divergence(
             positions=n,
-            base_perplexity=math.exp(base_nll.mean()),
-            other_perplexity=math.exp(other_nll.mean()),
+            base_perplexity=_exp(base_nll.mean()),
+            other_perplexity=_exp(other_nll.mean()),
             perplexity_ratio=ratio,
             perplexity_ratio_se=ratio * standard_error(other_nll - base_nll),
             kld_mean=float(kld.mean()),
@@ -122,3 +124,9 @@ class Meter:
             same_top1_se=standard_error(same),
             max_logit_difference=self._max_difference,
         )
+
+
+def _exp(x: float) -> float:
+    """e**x, infinite where that is beyond float64: the perplexity of a broken runtime."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(x))

@@ -94,6 +94,15 @@ def test_not_a_number_reaches_every_figure(logits):
     assert math.isnan(found.max_logit_difference)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_broken_runtime_is_measured_without_an_error(logits):
+    base, _, targets = logits
+    certain_of_another = np.zeros_like(base)
+    certain_of_another[np.arange(N), (targets + 1) % VOCAB] = 1e30
+    assert compare(base, certain_of_another, targets).other_perplexity == math.inf
+    assert math.isnan(compare(base, np.full_like(base, np.inf), targets).kld_mean)
+
+
 def test_cut_puts_bos_first_and_drops_the_rest():
     tokens = np.arange(10, 33, dtype=np.int32)
     chunks = measure.cut(tokens, 5, bos=1)
