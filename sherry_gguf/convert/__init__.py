@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sherry_gguf.convert.convert import convert
+from sherry_gguf.convert.pipeline import convert
 from sherry_gguf.convert.report import Report
 from sherry_gguf.convert.types import TypeChoice
 

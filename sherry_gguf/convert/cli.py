@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sherry_gguf.checkpoint import parse_granularity
-from sherry_gguf.convert.convert import convert
+from sherry_gguf.convert.pipeline import convert
 from sherry_gguf.convert.plan import SHERRY_LAYERS
 from sherry_gguf.convert.report import print_report
 from sherry_gguf.convert.types import (
@@ -73,7 +73,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="llama.cpp's converter: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.WARNING, format="llama.cpp's converter: %(message)s"
+    )
     try:
         report = convert(
             args.model,

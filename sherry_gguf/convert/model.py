@@ -16,7 +16,7 @@ import torch
 
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert.bake import bake, loss_of
-from sherry_gguf.convert.plan import Plan
+from sherry_gguf.convert.plan import Layer, Plan
 from sherry_gguf.convert.types import OUTPUT, TOKEN_EMBEDDING, TypeChoice
 from sherry_gguf.errors import SherryError, naming
 from sherry_gguf.format import TYPE_NAME, VERSION, VERSION_KEY
@@ -80,7 +80,7 @@ def _sherry_class(base: Any, job: Job) -> Any:
         model_arch = base.model_arch
 
         def index_tensors(self, remote_hf_model_id: str | None = None) -> dict[str, Callable[[], Any]]:
-            self.sherry_names: set[str] = set()
+            self.layers: dict[str, Layer] = {}  # by upstream's name, which may be a little different
             tensors: dict[str, Callable[[], Any]] = {}
             for name in job.checkpoint.names:
                 if name == LM_HEAD and self.hparams.get("tie_word_embeddings"):
@@ -88,7 +88,7 @@ def _sherry_class(base: Any, job: Job) -> Any:
                 if kept := self.filter_tensors((name, partial(_lazy, LazyTorchTensor, job, name))):
                     tensors[kept[0]] = kept[1]
                     if name in job.plan.layers:
-                        self.sherry_names.add(kept[0])
+                        self.layers[kept[0]] = job.plan.layers[name]
             return tensors
 
         def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterator[tuple[str, Any]]:
@@ -100,18 +100,25 @@ def _sherry_class(base: Any, job: Job) -> Any:
                     yield OUTPUT, tensor
 
         def tensor_force_quant(self, name: str, new_name: str, bid: int | None, n_dims: int) -> Any:
+            layer = self.layers.get(name)
+            if layer is not None:
+                self.on_grid.add(new_name)
             if job.as_trained:
                 return gguf.GGMLQuantizationType.F32
             chosen = None
             if n_dims > 1 and not new_name.endswith("_norm.weight"):
-                chosen = job.types.for_tensor(new_name, is_sherry=name in self.sherry_names)
+                chosen = job.types.for_tensor(new_name, is_sherry=layer is not None)
             if chosen is None:
                 return super().tensor_force_quant(name, new_name, bid, n_dims)
+            if layer is not None and chosen == TYPE_NAME:
+                with naming(name):
+                    layer.require_fit()
             self.chosen[new_name] = gguf.GGMLQuantizationType[chosen.upper()]
             return self.chosen[new_name]
 
         def prepare_tensors(self) -> None:
             self.chosen: dict[str, Any] = {}
+            self.on_grid: set[str] = set()
             super().prepare_tensors()
             stored = {name: info.dtype for part in self.gguf_writer.tensors for name, info in part.items()}
             for name, wanted in self.chosen.items():
@@ -133,16 +140,16 @@ def _sherry_class(base: Any, job: Job) -> Any:
 def _lazy(lazy_type: Any, job: Job, name: str) -> Any:
     """The tensor as upstream wants it: a promise of known shape and dtype, kept when it is written."""
     info = job.checkpoint.info(name)
-    source = job.plan.layers.get(name)
-    if source is None:
+    layer = job.plan.layers.get(name)
+    if layer is None:
         meta = lazy_type.meta_with_dtype_and_shape(info.dtype, info.shape)
         return lazy_type(meta=meta, args=(name,), func=job.checkpoint.load)
 
     def load_baked(name: str) -> torch.Tensor:
         with naming(name):
             weights = job.checkpoint.load(name)
-            baked = bake(weights, source, job.plan.granularity, fp16_scales=not job.as_trained)
-            if source == "lossy":
+            baked = bake(weights, layer.source, job.plan.granularity, fp16_scales=not job.as_trained)
+            if layer.source == "lossy":
                 job.losses[name] = loss_of(weights, baked).relative_error
             return baked
 

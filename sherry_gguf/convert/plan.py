@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.errors import SherryError, naming
+from sherry_gguf.format import BLOCK
 from sherry_gguf.grid import Grid, Kind, detect
 from sherry_gguf.quantize import Granularity
 
@@ -25,19 +27,41 @@ Source = Literal["latent", "baked", "lossy"]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """layers: weight name -> how it reaches the grid. granularity: of the latent and lossy ones.
+class Layer:
+    """How one layer reaches the grid, and whether blocks can hold it there.
 
     latent  the trainer's float weights: quantized as the trained forward does, which loses nothing
     baked   on the grid already: codes and scales are read off
     lossy   a plain model's weights, which the user allowed to be changed
+
+    span: the weights of a row that share a scale and would lie in one block; 128 where SHERRY's blocks fit.
     """
 
-    layers: dict[str, Source]
+    source: Source
+    row_length: int
+    span: int
+
+    def require_fit(self) -> None:
+        """Raise SherryError unless SHERRY's blocks can hold this layer."""
+        if self.span == BLOCK:
+            return
+        why = f"rows of {self.row_length} weights" if self.row_length % BLOCK else f"a scale per {self.span} weights"
+        raise SherryError(
+            f"{why} do not fit SHERRY, whose blocks have {BLOCK} weights and one scale; "
+            f"store this layer in another type (--tensor-type REGEX=f16)"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """layers: weight name -> Layer. granularity: of the latent and lossy ones."""
+
+    layers: dict[str, Layer]
     granularity: Granularity
 
     def summary(self) -> str:
-        count = {source: list(self.layers.values()).count(source) for source in ("latent", "baked", "lossy")}
+        sources = [layer.source for layer in self.layers.values()]
+        count = {source: sources.count(source) for source in ("latent", "baked", "lossy")}
         parts = [f"{n} {source}" for source, n in count.items() if n]
         scales = "" if count["baked"] == len(self.layers) else f", scales {self.granularity}"
         return f"{' and '.join(parts)} Sherry layers{scales}"
@@ -62,19 +86,30 @@ def make_plan(
         )
     grids = {name: _grid(checkpoint, name) for name in names}
     declared = granularity or (None if allow_lossy else checkpoint.declared_granularity())
-    foreign = [name for name, grid in grids.items() if grid.kind not in (Kind.FLOAT, Kind.SHERRY)]
+    # Latents saved with their zeros applied have magnitudes of their own; quantizing them refuses any other sparsity.
+    latents = (Kind.FLOAT,) if declared is None else (Kind.FLOAT, Kind.SPARSE)
+    foreign = [name for name, grid in grids.items() if grid.kind not in (*latents, Kind.SHERRY)]
     if foreign and not allow_lossy:
         raise SherryError(_foreign(checkpoint, grids, foreign))
     floats = [name for name, grid in grids.items() if grid.kind is Kind.FLOAT]
     if floats and declared is None and not allow_lossy:
         raise SherryError(_undeclared(checkpoint, floats, len(names)))
 
-    how_float: Source = "latent" if declared is not None else "lossy"
-    layers: dict[str, Source] = {
-        name: "baked" if grid.kind is Kind.SHERRY else how_float if grid.kind is Kind.FLOAT else "lossy"
-        for name, grid in grids.items()
-    }
-    return Plan(layers, declared or Granularity())
+    granularity = declared or Granularity()
+    layers: dict[str, Layer] = {}
+    source: Source
+    for name, grid in grids.items():
+        rows, row_length = checkpoint.info(name).shape[-2:]
+        if grid.kind is Kind.SHERRY:
+            source, scales = "baked", grid.granularity or granularity
+        elif grid.kind in latents and declared is not None:
+            source, scales = "latent", granularity
+        else:
+            source, scales = "lossy", granularity
+        with naming(name):
+            run = scales.run_length(rows, row_length)
+        layers[name] = Layer(source, row_length, math.gcd(run, row_length, BLOCK))
+    return Plan(layers, granularity)
 
 
 def _grid(checkpoint: Checkpoint, name: str) -> Grid:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from sherry_gguf.blocks import grid_codes, round_scales, unpack
 from sherry_gguf.errors import SherryError
 from sherry_gguf.format import BLOCK, TYPE_NAME
+from sherry_gguf.reader import open_gguf
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -46,7 +47,7 @@ def verify(file: Path, as_trained: Any, progress: bool = False) -> Verdict:
     as_trained.prepare_tensors()
     (expected,) = as_trained.gguf_writer.tensors
     as_trained.gguf_writer.tensors = []
-    tensors = gguf.GGUFReader(file).tensors
+    tensors = open_gguf(file).tensors
     names = {tensor.name for tensor in tensors}
     if names != set(expected):
         raise SherryError(f"{file}: holds other tensors than the checkpoint gives: {sorted(names ^ set(expected))[:3]}")
@@ -62,7 +63,11 @@ def verify(file: Path, as_trained: Any, progress: bool = False) -> Verdict:
             rows = tensor.data.reshape(-1, tensor.data.shape[-1])
             error = _compare_blocks(tensor.name, rows, values.reshape(-1, values.shape[-1]))
             scale_error = max(scale_error, error)
-        elif not np.array_equal(gguf.quants.quantize(values, tensor.tensor_type), tensor.data):
+            continue
+        if tensor.name in as_trained.on_grid:
+            # stored in another type, but with SHERRY's values: each is 0 or a scale, rounded to fp16
+            values = values.astype(np.float16).astype(np.float32)
+        if not np.array_equal(gguf.quants.quantize(values, tensor.tensor_type), tensor.data):
             raise SherryError(f"{tensor.name}: the file's {tensor.tensor_type.name} bytes are not the checkpoint's")
     return Verdict(sherry, weights, len(tensors) - sherry, scale_error)
 

@@ -1,0 +1,119 @@
+"""Checkpoints to convert: the shipped one, and small random ones of the architectures that are supported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sherry_gguf import llama_cpp
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint() -> Path:
+    """A real checkpoint of the published trainer: latent bf16, per_group 128 (tests/data/README.md)."""
+    return DATA / "angelslim-tiny-g128"
+
+
+@pytest.fixture(scope="session")
+def heldout_text() -> Path:
+    return DATA / "sotu-heldout.txt"
+
+
+@pytest.fixture(scope="session")
+def runtime() -> llama_cpp.Build:
+    """The patched llama.cpp with its native tests; built on first use, which takes minutes."""
+    return llama_cpp.build(tests=True)
+
+
+@pytest.fixture(scope="session")
+def pinned_gguf() -> Any:
+    """gguf-py of the patched tree. A test that imports gguf asks for this first, as one process can have but one."""
+    llama_cpp.use_pinned_gguf()
+    import conversion.base
+    import gguf
+
+    recognize = conversion.base.TextModel.get_vocab_base_pre
+
+    def recognize_ours(self: Any, tokenizer: Any) -> str:
+        """Upstream knows a BPE tokenizer by the hash of what it makes of a text; the tests train one of their own."""
+        try:
+            return str(recognize(self, tokenizer))
+        except NotImplementedError:
+            return "qwen2"
+
+    conversion.base.TextModel.get_vocab_base_pre = recognize_ours
+    return gguf
+
+
+@pytest.fixture(scope="session")
+def sherry_gguf_file(pinned_gguf: Any, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped checkpoint, converted with the defaults."""
+    from sherry_gguf.convert import convert
+
+    return convert(tiny_checkpoint, tmp_path_factory.mktemp("converted") / "tiny.gguf").outfile
+
+
+# Small models: the arguments of transformers' configuration classes.
+_SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 4096}
+_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 512}
+_SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "norm_topk_prob": True}
+
+
+@pytest.fixture(scope="session")
+def bpe_tokenizer(heldout_text: Path) -> Any:
+    """A byte-level BPE tokenizer of Qwen2's kind, trained on the spot."""
+    import transformers
+
+    text = heldout_text.read_text(encoding="utf-8")
+    return transformers.Qwen2Tokenizer().train_new_from_iterator([text], _SIZES["vocab_size"])
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(
+    tiny_checkpoint: Path, bpe_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """A factory of two-layer models with random latent weights.
+
+    make("Llama", sherry={...}, **configuration): ``sherry`` goes into config.json as the trainer would write it.
+    """
+
+    def make(family: str, *, sherry: dict[str, Any] | None = None, shard: str = "1GB", **changes: Any) -> Path:
+        import torch
+        import transformers
+
+        torch.manual_seed(1)
+        settings = {**_SIZES, **_HEADS, **_SPECIAL, **(_EXPERTS if "Moe" in family else {}), **changes}
+        config = getattr(transformers, f"{family}Config")(**settings, initializer_range=0.05)
+        model = getattr(transformers, f"{family}ForCausalLM")(config)
+        directory = tmp_path_factory.mktemp(family.lower())
+        model.to(torch.bfloat16).save_pretrained(directory, max_shard_size=shard)
+        if family == "Qwen3Moe":  # upstream's converter wants byte-level BPE for it
+            bpe_tokenizer.save_pretrained(directory)
+        else:
+            for name in ("tokenizer.model", "tokenizer_config.json"):
+                shutil.copy(tiny_checkpoint / name, directory)
+        if sherry is not None:
+            path = directory / "config.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), **sherry}))
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sherry_config() -> dict[str, Any]:
+    """What the published trainer adds to config.json."""
+    return {"w_bits": 0, "quant_method": "sherry", "granularity": "per_group", "group_size": 128, "N": 3, "M": 4}

@@ -1,0 +1,121 @@
+"""What the converter takes a checkpoint for, and the words in which it refuses one."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sherry_gguf.blocks import expand
+from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.convert.plan import make_plan
+from sherry_gguf.errors import SherryError
+from sherry_gguf.quantize import Granularity, quantize
+
+SHERRY = {"quant_method": "sherry", "N": 3, "M": 4, "granularity": "per_channel"}
+
+
+def floats(seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal((128, 256)) * 0.02).astype(np.float32)
+
+
+def baked(seed: int = 0) -> np.ndarray:
+    found = quantize(floats(seed))
+    return expand(found.codes, found.scales)
+
+
+def strided() -> np.ndarray:
+    found = quantize(floats(), Granularity("per_channel"))
+    return expand(found.codes, found.scales).reshape(128, 4, 16, 4).swapaxes(2, 3).reshape(128, 256)
+
+
+def ternary() -> np.ndarray:
+    return (np.clip(np.round(floats() * 50), -1, 1) * 0.02).astype(np.float32)
+
+
+def sources(plan) -> list[str]:
+    return [layer.source for layer in plan.layers.values()]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    def make(*matrices, config=None):
+        tensors = {f"model.layers.{i}.mlp.up_proj.weight": torch.from_numpy(m.copy()) for i, m in enumerate(matrices)}
+        tensors["model.layers.0.input_layernorm.weight"] = torch.ones(256)
+        tensors["model.layers.0.mlp.gate.weight"] = torch.ones(8, 256)  # a router: not a Sherry layer
+        save_file(tensors, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(config or {}))
+        return Checkpoint(tmp_path)
+
+    return make
+
+
+def test_declared_by_config(checkpoint):
+    plan = make_plan(checkpoint(floats(), floats(1), config=SHERRY))
+    assert sources(plan) == ["latent"] * 2
+    assert plan.granularity == Granularity("per_channel")
+
+
+def test_a_flag_wins_over_config_and_declares_plain_weights(checkpoint):
+    for config in (SHERRY, {}):
+        plan = make_plan(checkpoint(floats(), config=config), Granularity("per_group", 256))
+        assert sources(plan) == ["latent"]
+        assert plan.granularity == Granularity("per_group", 256)
+
+
+def test_baked_weights_need_no_declaration(checkpoint):
+    plan = make_plan(checkpoint(baked(), baked(1)))
+    assert sources(plan) == ["baked"] * 2
+    assert plan.summary() == "2 baked Sherry layers"
+
+
+def test_baked_weights_are_read_off_whatever_config_says(checkpoint):
+    assert sources(make_plan(checkpoint(baked(), config=SHERRY))) == ["baked"]
+
+
+def test_masked_latents_are_latents_once_declared(checkpoint):
+    masked = np.where(baked() == 0, 0, floats()).astype(np.float32)
+    with pytest.raises(SherryError, match=r"sparse.*declare it"):
+        make_plan(checkpoint(masked))
+    assert sources(make_plan(checkpoint(masked), Granularity())) == ["latent"]
+
+
+def test_a_plain_model_is_refused_unless_allowed(checkpoint):
+    with pytest.raises(SherryError, match=r"all 1 layers .*--granularity per_group --group-size 128.*--allow-lossy"):
+        make_plan(checkpoint(floats()))
+    plan = make_plan(checkpoint(floats()), allow_lossy=True)
+    assert sources(plan) == ["lossy"]
+
+
+def test_plain_beside_baked_is_refused(checkpoint):
+    with pytest.raises(SherryError, match=r"1 of 2 layers, the first model\.layers\.1\..*--sherry-layers"):
+        make_plan(checkpoint(baked(), floats()))
+    plan = make_plan(checkpoint(baked(), floats()), sherry_layers=r"layers\.0\..*up_proj")
+    assert sources(plan) == ["baked"]
+
+
+@pytest.mark.parametrize(("matrix", "message"), [(strided, "16 apart.*STQ1_0"), (ternary, "dense ternary.*TQ2_0")])
+def test_other_grids_are_refused_with_what_fits(checkpoint, matrix, message):
+    for config in ({}, SHERRY):
+        with pytest.raises(SherryError, match=message) as caught:
+            make_plan(checkpoint(matrix(), matrix(), config=config))
+        assert "2 of 2 layers, the first model.layers.0.mlp.up_proj.weight" in str(caught.value)
+    assert sources(make_plan(checkpoint(matrix()), allow_lossy=True)) == ["lossy"]
+
+
+def test_another_method_in_config_is_refused(checkpoint):
+    with pytest.raises(SherryError, match="tequila"):
+        make_plan(checkpoint(floats(), config={**SHERRY, "quant_method": "tequila"}))
+
+
+def test_no_layer_matches(checkpoint):
+    with pytest.raises(SherryError, match="no weight's name matches"):
+        make_plan(checkpoint(floats(), config=SHERRY), sherry_layers="nothing")
+
+
+def test_a_norm_is_no_layer(checkpoint):
+    with pytest.raises(SherryError, match=r"input_layernorm\.weight: has shape \[256\]"):
+        make_plan(checkpoint(floats(), config=SHERRY), sherry_layers="layernorm")

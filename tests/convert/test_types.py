@@ -1,0 +1,50 @@
+"""Types as a user names them, and which tensor gets which."""
+
+from __future__ import annotations
+
+import pytest
+
+from sherry_gguf.convert.types import TypeChoice, parse_override, parse_type
+from sherry_gguf.errors import SherryError
+
+
+def test_names_are_those_of_llama_quantize():
+    assert [parse_type(t) for t in ("F16", "Q8_0", "q4_k", "Q6_K", "bf16")] == ["f16", "q8_0", "q4_K", "q6_K", "bf16"]
+    assert parse_override("blk.0=.*=q8_0") == ("blk.0=.*", "q8_0")
+
+
+@pytest.mark.parametrize("text", ["f33", "", "sherry"])
+def test_unknown_types(text):
+    with pytest.raises(SherryError, match="no type this converter writes"):
+        parse_type(text)
+
+
+@pytest.mark.parametrize("text", ["ffn_down", "=f16", "(=f16", "x=f33"])
+def test_overrides_that_are_none(text):
+    with pytest.raises(SherryError):
+        parse_override(text)
+
+
+def test_defaults():
+    choice = TypeChoice()
+    assert choice.for_tensor("token_embd.weight", is_sherry=False) == "q8_0"
+    assert choice.for_tensor("output.weight", is_sherry=False) == "q8_0"
+    assert choice.for_tensor("blk.0.ffn_up.weight", is_sherry=True) == "SHERRY"
+    assert choice.for_tensor("blk.0.ffn_gate_inp.weight", is_sherry=False) is None
+    assert not choice.separate_output()
+    assert choice.library_types() == set()
+
+
+def test_overrides_and_their_order():
+    choice = TypeChoice("f16", None, [("ffn_down", "q4_K"), ("ffn", "f32"), (".*", "bf16")])
+    assert choice.for_tensor("token_embd.weight", is_sherry=False) == "f16"
+    assert choice.for_tensor("output.weight", is_sherry=False) == "bf16"
+    assert choice.for_tensor("blk.0.ffn_down.weight", is_sherry=True) == "q4_K"
+    assert choice.for_tensor("blk.0.ffn_up.weight", is_sherry=True) == "f32"
+    assert choice.library_types() == {"q4_K"}
+
+
+def test_a_tied_embedding_is_doubled_only_for_another_type():
+    assert not TypeChoice(output="q8_0").separate_output()
+    assert TypeChoice(output="q6_K").separate_output()
+    assert not TypeChoice("f16", "f16").separate_output()
