@@ -24,7 +24,7 @@ def open_gguf(path: Path) -> Any:
         raise SherryError(f"{path}: cannot be read as a GGUF file, {said}") from error
     field = reader.get_field(VERSION_KEY)
     version = VERSION if field is None else field.contents()
-    if version != VERSION:
+    if version > VERSION:
         raise SherryError(
             f"{path}: {VERSION_KEY} is {version}, this sherry-gguf reads version {VERSION}; install a newer one"
         )
