@@ -16,7 +16,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 
-_SLICE_BYTES = 1 << 24  # float64 temporaries of at most this size, however large chunk and vocabulary are
+_SLICE_BYTES = 1 << 20  # of a float64 temporary: however large chunk and vocabulary are, it stays in the cache
 
 
 def first_scored(n_ctx: int) -> int:
