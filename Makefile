@@ -1,0 +1,31 @@
+# make demo   convert the shipped checkpoint, generate text with llama-cli, compare with PyTorch
+# make test   everything that CI runs
+# Both make .venv and build llama.cpp on first use; later runs find both ready.
+
+PYTHON  ?= python3
+BIN     := .venv/bin
+READY   := .venv/.ready
+MODEL   := tests/data/angelslim-tiny-g128
+TEXT    := tests/data/sotu-heldout.txt
+GGUF    := .demo/angelslim-tiny-SHERRY.gguf
+
+.PHONY: demo test clean
+
+demo: $(READY)
+	@mkdir -p $(dir $(GGUF))
+	$(BIN)/sherry-gguf build
+	$(BIN)/sherry-gguf convert $(MODEL) --outfile $(GGUF) --force
+	$$($(BIN)/sherry-gguf which llama-completion) -m $(GGUF) -p "My fellow citizens," -n 64 --seed 3 -no-cnv </dev/null
+	$(BIN)/sherry-gguf parity $(MODEL) $(GGUF) --text $(TEXT) --chunks 40
+
+test: $(READY)
+	$(BIN)/sherry-gguf build --tests
+	$(BIN)/python -m pytest
+
+$(READY): pyproject.toml scripts/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv .demo .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,69 @@
+"""The converter as people call it: one line for a mistake, a status that scripts can use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(*arguments, cwd=None):
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(params=["-m sherry_gguf.convert", "-m sherry_gguf convert", "front door"])
+def command(request, repository):
+    if request.param == "front door":
+        return [repository / "convert" / "convert_sherry_to_gguf.py"]
+    return request.param.split()
+
+
+def test_converts_and_says_so(command, tiny_checkpoint, tmp_path, sherry_gguf_file):
+    outfile = tmp_path / "out" / "x.gguf"
+    outfile.parent.mkdir()
+    done = run(*command, tiny_checkpoint, "--outfile", outfile, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "42 latent Sherry layers, scales per_group 128" in done.stdout
+    assert "feed-forward" in done.stdout
+    assert "1.375" in done.stdout
+    assert "verified: 42 SHERRY tensors" in done.stdout
+    assert outfile.read_bytes() == sherry_gguf_file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent"], "absent: no such file or directory"),
+        (["MODEL", "--granularity", "per_channel", "--group-size", "64"], "--group-size belongs to per_group"),
+        (["MODEL", "--group-size", "-1"], "positive group size, got -1"),
+        (["MODEL", "--tensor-type", "ffn"], "'ffn' is not REGEX=TYPE"),
+        (["MODEL", "--output-tensor-type", "q9"], "'q9' is no type"),
+        (["MODEL", "--sherry-layers", "("], "no regular expression"),
+        (["MODEL", "--group-size", "96"], "group_size 96 does not divide rows of 256"),
+        (["MODEL", "--outfile", "absent/x.gguf"], "absent is no directory"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, tiny_checkpoint, tmp_path):
+    arguments = [tiny_checkpoint if argument == "MODEL" else argument for argument in arguments]
+    done = run("-m", "sherry_gguf.convert", *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("llama.cpp's converter:")]
+    assert line.startswith("sherry-gguf convert: error: ")
+    assert message in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_usage_is_argparse(tmp_path):
+    assert run("-m", "sherry_gguf", "transmute", cwd=tmp_path).returncode == 2
+    assert run("-m", "sherry_gguf.convert", cwd=tmp_path).returncode == 2
+    for arguments in (["--help"], ["convert", "--help"], ["--version"]):
+        assert run("-m", "sherry_gguf", *arguments, cwd=tmp_path).returncode == 0
+
+
+def test_dry_run(tiny_checkpoint, tmp_path):
+    done = run("-m", "sherry_gguf.convert", tiny_checkpoint, "--outfile", "x.gguf", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "dry run: nothing written" in done.stdout
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,64 @@
+"""Every `sh` block of the documentation runs, in a folder that has what its commands name."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sherry_gguf import blocks
+from sherry_gguf.quantize import quantize
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("convert/recipes/*.md")])
+
+
+def commands(page: Path) -> str:
+    return "\n".join(re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_checkpoint, heldout_text):
+    """model/: latents; baked/ and baked_fake_quant_model.pt: the same, baked; text.txt"""
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    shutil.copytree(tiny_checkpoint, tmp_path / "baked")
+    shutil.copy(heldout_text, tmp_path / "text.txt")
+    state = load_file(tiny_checkpoint / "model.safetensors")
+    for name, weights in state.items():
+        if name.endswith("_proj.weight"):
+            grid = quantize(weights.float().numpy())
+            state[name] = torch.from_numpy(blocks.expand(grid.codes, grid.scales)).bfloat16()
+    save_file(state, tmp_path / "baked" / "model.safetensors")
+    torch.save(state, tmp_path / "baked_fake_quant_model.pt")
+    return tmp_path
+
+
+@pytest.mark.runtime
+@pytest.mark.usefixtures("runtime")
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_run(page, folder):
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands(page)],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page}: {target}"
