@@ -103,7 +103,7 @@ def tiny() -> ModuleType:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache directory of the test's own."""
-    path = tmp_path / "cache"
+    path = tmp_path / "the cache"  # a path may have a space
     monkeypatch.setenv("SHERRY_GGUF_CACHE", str(path))
     for name in ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS"):
         monkeypatch.delenv(name, raising=False)

@@ -44,10 +44,14 @@ def run(fetched: PatchSet, other: Path) -> Run:
 def test_gguf_and_conversion_come_from_the_tree(run: Run, fetched: PatchSet) -> None:
     done = run(
         "use_pinned_gguf()\nuse_pinned_gguf()\nimport conversion\nfrom importlib.util import find_spec\n"
-        "print(find_spec('gguf').origin, conversion.__file__, len(sys.path) == len(set(sys.path)))\n"
+        "print(find_spec('gguf').origin, conversion.__file__, len(sys.path) == len(set(sys.path)), sep='|')\n"
     )
     tree = source(patches=fetched)
-    assert done.stdout.split() == [f"{tree}/gguf-py/gguf/__init__.py", f"{tree}/conversion/__init__.py", "True"]
+    assert done.stdout.strip().split("|") == [
+        f"{tree}/gguf-py/gguf/__init__.py",
+        f"{tree}/conversion/__init__.py",
+        "True",
+    ]
 
 
 def test_the_trees_own_may_be_imported_already(run: Run) -> None:
