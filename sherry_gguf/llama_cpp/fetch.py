@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def fetch(cache: Path, pin: Pin) -> Path:
             f"{sys.executable} has no pip to fetch {pin} with: install pip there, or download that sdist "
             "yourself and run `sherry-gguf build --sdist FILE`"
         )
-    say(f"fetching {pin} with pip (75 MB, about a minute)")
+    say(f"fetching {pin} with pip (75 MB)")
     where = cache / f"{PARTIAL}download"
     shutil.rmtree(where, ignore_errors=True)
     where.mkdir(parents=True)
@@ -43,7 +44,7 @@ def fetch(cache: Path, pin: Pin) -> Path:
         pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
         if pip.returncode != 0:
             raise SherryError(
-                f"pip could not fetch {pin} ({_last_error(pip.stderr)}): check the network, or download that "
+                f"pip could not fetch {pin} ({_reason(pip.stderr)}): check the network, or download that "
                 "sdist elsewhere and run `sherry-gguf build --sdist FILE`"
             )
         [found] = where.iterdir()
@@ -107,8 +108,10 @@ def _sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _last_error(stderr: str) -> str:
-    """The line of pip's output that says most: the last ERROR, or the last line at all."""
+def _reason(stderr: str) -> str:
+    """What pip's output says in a few words: no connection, or its last ERROR, or its last line."""
+    if re.search(r"connection broken|connection error|NewConnectionError|ConnectTimeout|MaxRetryError", stderr):
+        return "no connection to the package index"
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     return (errors or lines or ["no message"])[-1]

@@ -74,6 +74,14 @@ def test_fetch_without_a_file_to_find_is_one_line(cache: Path, index: Path, patc
     assert not list(cache.glob("partial-*"))
 
 
+def test_fetch_without_network(cache: Path, index: Path, patches: PatchSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nothing listens there
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    with pytest.raises(SherryError, match=r"could not fetch tiny-cpp 1.0 \(no connection to the package index\)"):
+        fetch.fetch(cache, patches.pin)
+
+
 def test_fetch_without_pip_names_the_way_out(cache: Path, patches: PatchSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SherryError, match=f"{sys.executable} has no pip.*--sdist FILE"):
