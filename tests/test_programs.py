@@ -1,0 +1,85 @@
+"""The programs that users call, on the converted file: they load it, compute, and say what it is."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+pytestmark = pytest.mark.runtime
+
+PROMPT = "My fellow citizens, the state of the"
+
+
+def run(*command, timeout=300):
+    return subprocess.run(
+        [str(part) for part in command], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def test_llama_cli_answers_one_turn(runtime, sherry_gguf_file):
+    cli = runtime.program("llama-cli")
+    done = run(cli, "-m", sherry_gguf_file, "-p", PROMPT, "-n", 16, "--seed", 1, "--single-turn")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert PROMPT in done.stdout
+
+
+def test_llama_completion_goes_on(runtime, sherry_gguf_file):
+    command = (runtime.program("llama-completion"), "-m", sherry_gguf_file, "-p", PROMPT, "-n", 24, "-no-cnv", "-v")
+    first, second = (run(*command, "--temp", 0) for _ in range(2))
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert first.stdout == second.stdout
+    assert len(re.findall(r"\w+", first.stdout.split(PROMPT, 1)[1])) > 8
+    assert "SHERRY - 1.375 bpw" in first.stderr
+    assert re.search(r"type sherry: +42 tensors", first.stderr)
+
+
+def test_llama_bench_measures(runtime, sherry_gguf_file):
+    done = run(runtime.program("llama-bench"), "-m", sherry_gguf_file, "-p", 32, "-n", 4, "-r", 1, "-o", "json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads(done.stdout)
+    assert [(r["n_prompt"], r["n_gen"]) for r in results] == [(32, 0), (0, 4)]
+    assert all(r["avg_ts"] > 0 for r in results)
+    assert "SHERRY - 1.375 bpw" in results[0]["model_type"]
+
+
+def test_llama_server_completes_over_http(runtime, sherry_gguf_file, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (tmp_path / "server.log").open("w+")
+    command = [runtime.program("llama-server"), "-m", sherry_gguf_file, "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen([*command, "-c", "256", "-np", "1"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        wait_until_healthy(port, server)
+        body = json.dumps({"prompt": PROMPT, "n_predict": 8, "temperature": 0}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/completion", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            answer = json.load(response)
+    finally:
+        server.terminate()
+        server.wait(30)
+    assert answer["tokens_predicted"] == 8
+    assert answer["content"].strip()
+
+
+def wait_until_healthy(port, server):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert server.poll() is None, "the server ended"
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:
+                if response.status == 200:
+                    return
+        except (urllib.error.URLError, ConnectionError):
+            pass
+        time.sleep(0.2)
+    raise AssertionError("the server did not become healthy")
