@@ -15,7 +15,10 @@ from sherry_gguf.errors import SherryError
 COMMANDS = {
     "convert": ("sherry_gguf.convert.cli", "convert a Sherry checkpoint to GGUF"),
     "build": ("sherry_gguf.llama_cpp.build_cli", "fetch, patch and build the pinned llama.cpp"),
-    "which": ("sherry_gguf.llama_cpp.which_cli", "print the path of a built program or of the patched source"),
+    "which": (
+        "sherry_gguf.llama_cpp.which_cli",
+        "print the path of a built program or of the patched source",
+    ),
     "parity": ("sherry_gguf.parity.cli", "compare a GGUF in llama.cpp with its checkpoint in PyTorch"),
 }
 
