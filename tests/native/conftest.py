@@ -1,0 +1,164 @@
+"""The C side through ctypes: arrays in, arrays out."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from sherry_gguf import llama_cpp
+from sherry_gguf.format import BLOCK, BLOCK_BYTES, GROUP, TYPE_ID
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+U8 = npt.NDArray[np.uint8]
+
+# block_q8_sherry of ggml-sherry.h
+ACTIVATIONS = np.dtype([("d", np.float32), ("sum", np.int32), ("qs", np.int8, BLOCK)])
+
+Kernel = Literal["generic", "avx2"]
+KERNELS: tuple[Kernel, ...] = ("generic", "avx2") if platform.machine() in ("x86_64", "AMD64") else ("generic",)
+
+GGML_TYPE_F32 = 0
+GGML_TYPE_I32 = 26
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
+def pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+@dataclass(frozen=True)
+class Ggml:
+    base: ctypes.CDLL
+    cpu: ctypes.CDLL
+
+    def quantize(self, weights: F32, importance: F32 | None = None) -> U8:
+        """float32[rows, k] (and importance float32[k]) -> blocks uint8[rows, k/128*22]."""
+        rows, k = weights.shape
+        out = np.full((rows, k // BLOCK * BLOCK_BYTES), 0xCC, dtype=np.uint8)
+        weights = np.ascontiguousarray(weights, dtype=np.float32)
+        self.base.quantize_sherry.restype = ctypes.c_size_t
+        size = self.base.quantize_sherry(
+            pointer(weights),
+            pointer(out),
+            ctypes.c_int64(rows),
+            ctypes.c_int64(k),
+            None if importance is None else pointer(importance),
+        )
+        assert size == out.nbytes
+        return out
+
+    def dequantize(self, blocks: U8) -> F32:
+        rows, row_bytes = blocks.shape
+        out = np.empty((rows, row_bytes // BLOCK_BYTES * BLOCK), dtype=np.float32)
+        self.base.dequantize_row_sherry(pointer(blocks), pointer(out), ctypes.c_int64(out.size))
+        return out
+
+    def is_valid(self, type_id: int, data: npt.NDArray[Any]) -> bool:
+        self.base.ggml_validate_row_data.restype = ctypes.c_bool
+        valid: bool = self.base.ggml_validate_row_data(type_id, pointer(data), ctypes.c_size_t(data.nbytes))
+        return valid
+
+    def activations(self, kernel: Kernel, x: F32) -> npt.NDArray[np.void]:
+        """float32[k] -> ACTIVATIONS[k/128]."""
+        function = self.base.quantize_row_q8_sherry_ref if kernel == "generic" else self.cpu.quantize_row_q8_sherry_avx2
+        out = np.zeros(x.size // BLOCK, dtype=ACTIVATIONS)
+        function(pointer(x), pointer(out), ctypes.c_int64(x.size))
+        return out
+
+    def integer_sums(self, kernel: Kernel, row: U8, x: npt.NDArray[np.void]) -> npt.NDArray[np.int32]:
+        """One row of blocks and its activations -> int32[k/128], the sums inside vec_dot."""
+        out = np.empty(x.size, dtype=np.int32)
+        function = getattr(self.cpu, f"ggml_sherry_isums_{kernel}")
+        function(x.size * BLOCK, pointer(out), pointer(row), pointer(x))
+        return out
+
+    def vec_dot(self, kernel: Kernel, row: U8, x: npt.NDArray[np.void]) -> float:
+        out = np.empty(1, dtype=np.float32)
+        zero = ctypes.c_size_t(0)
+        function = getattr(self.cpu, f"ggml_vec_dot_sherry_q8_sherry_{kernel}")
+        function(x.size * BLOCK, pointer(out), zero, pointer(row), zero, pointer(x), zero, 1)
+        return float(out[0])
+
+    def compute(self, operator: str, *operands: npt.NDArray[Any]) -> F32:
+        """Result of one ggml operator on two threads. uint8 operands are SHERRY blocks [..., k/128*22]."""
+        with _Context(self.base) as context:
+            tensors = [context.tensor(operand) for operand in operands]
+            function = getattr(self.base, f"ggml_{operator}")
+            function.restype = ctypes.c_void_p
+            result = function(context.handle, *map(ctypes.c_void_p, tensors))
+            graph = ctypes.c_void_p(context.call("new_graph", context.handle))
+            self.base.ggml_build_forward_expand(graph, ctypes.c_void_p(result))
+            assert self.cpu.ggml_graph_compute_with_ctx(context.handle, graph, 2) == 0
+            return context.read(result)
+
+
+class _Context:
+    """A ggml context with its own memory."""
+
+    def __init__(self, base: ctypes.CDLL) -> None:
+        self._base = base
+
+    def __enter__(self) -> _Context:
+        self.handle = ctypes.c_void_p(self.call("init", _InitParams(64 << 20, None, False)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._base.ggml_free(self.handle)
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        function = getattr(self._base, f"ggml_{name}")
+        function.restype = ctypes.c_void_p
+        return function(*arguments)
+
+    def tensor(self, array: npt.NDArray[Any]) -> int:
+        shape = list(array.shape)
+        if array.dtype == np.uint8:
+            shape[-1] = shape[-1] // BLOCK_BYTES * BLOCK
+        type_id = {"u": TYPE_ID, "f": GGML_TYPE_F32, "i": GGML_TYPE_I32}[array.dtype.kind]
+        ne = (ctypes.c_int64 * len(shape))(*reversed(shape))
+        tensor: int = self.call("new_tensor", self.handle, type_id, len(shape), ne)
+        array = np.ascontiguousarray(array)
+        ctypes.memmove(self.call("get_data", ctypes.c_void_p(tensor)), array.ctypes.data, array.nbytes)
+        return tensor
+
+    def read(self, tensor: int) -> F32:
+        self._base.ggml_nelements.restype = ctypes.c_int64
+        n = self._base.ggml_nelements(ctypes.c_void_p(tensor))
+        data = self.call("get_data_f32", ctypes.c_void_p(tensor))
+        return np.ctypeslib.as_array(ctypes.cast(data, ctypes.POINTER(ctypes.c_float)), (n,)).copy()
+
+
+@pytest.fixture(params=KERNELS)
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    name: Kernel = request.param
+    return name
+
+
+@pytest.fixture(scope="session")
+def ggml(runtime: llama_cpp.Build) -> Ggml:
+    library = Ggml(runtime.lib("ggml-base"), runtime.lib("ggml-cpu"))
+    library.cpu.ggml_cpu_init()
+    return library
+
+
+@pytest.fixture(scope="session")
+def dequantized_activations(ggml: Ggml) -> Callable[[F32], F64]:
+    """float32[..., k] -> float64[..., k]: the values that a kernel multiplies with."""
+
+    def rounded(x: F32) -> F64:
+        blocks = ggml.activations("generic", np.ascontiguousarray(x.reshape(-1)))
+        lanes = blocks["qs"].reshape(-1, GROUP, BLOCK // GROUP).transpose(0, 2, 1).reshape(-1, BLOCK)
+        return (lanes * blocks["d"].astype(np.float64)[:, None]).reshape(x.shape)
+
+    return rounded
