@@ -69,7 +69,7 @@ def test_get_rows(ggml: Any) -> None:
     np.testing.assert_array_equal(result.reshape(5, 640), blocks.dequantize(packed)[rows])
 
 
-def test_add_and_out_prod(ggml: Any) -> None:
+def test_out_prod(ggml: Any) -> None:
     packed = random_blocks(8, 256)
     same = ggml.compute("out_prod", packed, np.eye(8, dtype=np.float32))
     np.testing.assert_array_equal(same.reshape(8, 256), blocks.dequantize(packed))

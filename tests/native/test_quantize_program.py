@@ -1,0 +1,162 @@
+"""llama-quantize and the loader: weights on the grid come back byte for byte, and what cannot be read is refused."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from sherry_gguf import blocks, llama_cpp
+from sherry_gguf.format import FILE_TYPE, TYPE_ID, VERSION, VERSION_KEY
+
+pytestmark = pytest.mark.runtime
+
+
+def write_f32(gguf: Any, original: Path, out: Path, replace: dict[str, npt.NDArray[np.float32]] | None = None) -> Path:
+    """The same model with every tensor as float32; some of them replaced."""
+    reader = gguf.GGUFReader(original)
+    writer = gguf.GGUFWriter(out, reader.get_field("general.architecture").contents())
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name not in ("general.architecture", VERSION_KEY):
+            array = field.types[0] == gguf.GGUFValueType.ARRAY
+            writer.add_key_value(field.name, field.contents(), field.types[0], field.types[-1] if array else None)
+    for tensor in reader.tensors:
+        values = (replace or {}).get(tensor.name)
+        if values is None:
+            sherry = tensor.tensor_type == TYPE_ID
+            values = blocks.dequantize(tensor.data) if sherry else gguf.dequantize(tensor.data, tensor.tensor_type)
+        writer.add_tensor(tensor.name, np.ascontiguousarray(values, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+@pytest.fixture(scope="module")
+def f32_file(pinned_gguf: Any, sherry_gguf_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_f32(pinned_gguf, sherry_gguf_file, tmp_path_factory.mktemp("f32") / "f32.gguf")
+
+
+def quantize(runtime: llama_cpp.Build, *arguments: Path | str) -> subprocess.CompletedProcess[str]:
+    command = [runtime.program("llama-quantize"), *arguments]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+
+
+def tensors(gguf: Any, path: Path) -> dict[str, Any]:
+    return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+
+
+def write_imatrix(path: Path, sizes: dict[str, int]) -> Path:
+    """llama-imatrix's first format: for each tensor its name, the calls (1) and a sum of squares per column."""
+    rng = np.random.default_rng(0)
+    data = struct.pack("<i", len(sizes))
+    for name, size in sizes.items():
+        values = rng.exponential(1, size).astype("<f4").tobytes()
+        data += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 1, size) + values
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("importance", [False, True])
+def test_weights_on_the_grid_come_back(
+    runtime: llama_cpp.Build, pinned_gguf: Any, sherry_gguf_file: Path, f32_file: Path, tmp_path: Path, importance: bool
+) -> None:
+    expected = tensors(pinned_gguf, sherry_gguf_file)
+    flags: list[Path | str] = []
+    if importance:
+        sizes = {name: int(t.shape[0]) for name, t in expected.items() if t.tensor_type == TYPE_ID}
+        flags = ["--imatrix", write_imatrix(tmp_path / "imatrix.dat", sizes)]
+    done = quantize(runtime, *flags, f32_file, tmp_path / "out.gguf", "SHERRY")
+    assert done.returncode == 0, done.stderr
+    assert ("importance matrix data with" in done.stdout + done.stderr) is importance
+
+    made = tensors(pinned_gguf, tmp_path / "out.gguf")
+    assert {name: t.tensor_type for name, t in made.items()} == {name: t.tensor_type for name, t in expected.items()}
+    sherry = [name for name, t in made.items() if t.tensor_type == TYPE_ID]
+    assert len(sherry) == 7 * 6
+    for name in sherry:
+        np.testing.assert_array_equal(made[name].data, expected[name].data, err_msg=name)
+    reader = pinned_gguf.GGUFReader(tmp_path / "out.gguf")
+    assert reader.get_field(VERSION_KEY).contents() == VERSION
+    assert reader.get_field("general.file_type").contents() == FILE_TYPE
+
+
+def test_back_to_float(
+    runtime: llama_cpp.Build, pinned_gguf: Any, sherry_gguf_file: Path, f32_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.gguf"
+    refused = quantize(runtime, sherry_gguf_file, out, "F32")
+    assert refused.returncode != 0
+    assert "requantizing from type" in refused.stderr
+    assert quantize(runtime, "--allow-requantize", sherry_gguf_file, out, "F32").returncode == 0
+    made, expected = tensors(pinned_gguf, out), tensors(pinned_gguf, f32_file)
+    for name, tensor in made.items():
+        np.testing.assert_array_equal(tensor.data, expected[name].data, err_msg=name)
+    assert pinned_gguf.GGUFReader(out).get_field(VERSION_KEY) is None
+
+
+def test_types_asked_for_win(runtime: llama_cpp.Build, pinned_gguf: Any, f32_file: Path, tmp_path: Path) -> None:
+    flags = ("--token-embedding-type", "q4_0", "--output-tensor-type", "q4_0", "--tensor-type", "ffn_down=sherry")
+    done = quantize(runtime, *flags, f32_file, tmp_path / "out.gguf", "Q8_0")
+    assert done.returncode == 0, done.stderr
+    made = tensors(pinned_gguf, tmp_path / "out.gguf")
+    assert made["token_embd.weight"].tensor_type.name == "Q4_0"
+    assert made["blk.0.ffn_down.weight"].tensor_type == TYPE_ID
+    assert made["blk.0.ffn_up.weight"].tensor_type.name == "Q8_0"
+    assert pinned_gguf.GGUFReader(tmp_path / "out.gguf").get_field(VERSION_KEY).contents() == VERSION
+
+
+def test_rows_that_do_not_fit_fall_back_and_say_so(
+    runtime: llama_cpp.Build, pinned_gguf: Any, f32_file: Path, tmp_path: Path
+) -> None:
+    odd = {"blk.0.ffn_down.weight": np.ones((256, 192), dtype=np.float32)}
+    source = write_f32(pinned_gguf, f32_file, tmp_path / "odd.gguf", odd)
+    done = quantize(runtime, source, tmp_path / "out.gguf", "SHERRY")
+    assert done.returncode == 0, done.stderr
+    assert "ncols    192 not divisible by 128 (required for type  sherry) -> falling back to    q4_0" in done.stderr
+    assert tensors(pinned_gguf, tmp_path / "out.gguf")["blk.0.ffn_down.weight"].tensor_type.name == "Q4_0"
+
+
+def test_weights_that_are_not_finite_are_refused(
+    runtime: llama_cpp.Build, pinned_gguf: Any, f32_file: Path, tmp_path: Path
+) -> None:
+    damaged = np.ones((256, 768), dtype=np.float32)
+    damaged[3, 5] = np.nan
+    source = write_f32(pinned_gguf, f32_file, tmp_path / "nan.gguf", {"blk.0.ffn_down.weight": damaged})
+    done = quantize(runtime, source, tmp_path / "out.gguf", "SHERRY")
+    assert done.returncode != 0
+
+
+def test_a_later_format_is_refused(runtime: llama_cpp.Build, sherry_gguf_file: Path, tmp_path: Path) -> None:
+    data = bytearray(sherry_gguf_file.read_bytes())
+    value = data.index(VERSION_KEY.encode()) + len(VERSION_KEY) + 4  # after the type of the value
+    assert struct.unpack_from("<I", data, value) == (VERSION,)
+    struct.pack_into("<I", data, value, VERSION + 1)
+    later = tmp_path / "later.gguf"
+    later.write_bytes(data)
+    done = quantize(runtime, later, tmp_path / "out.gguf", "COPY")
+    assert done.returncode == 1
+    assert f"{VERSION_KEY} is {VERSION + 1}, this program reads up to {VERSION}" in done.stderr
+
+
+@pytest.mark.parametrize("type_id", [43, 100, 511, 513, 514, -1])
+def test_a_type_that_is_not_known_is_refused_in_words(
+    runtime: llama_cpp.Build, sherry_gguf_file: Path, tmp_path: Path, type_id: int
+) -> None:
+    name = b"blk.0.attn_q.weight"
+    data = bytearray(sherry_gguf_file.read_bytes())
+    field = data.index(name) + len(name) + 4 + 2 * 8  # after the number of dimensions and two of them
+    assert struct.unpack_from("<i", data, field) == (TYPE_ID,)
+    struct.pack_into("<i", data, field, type_id)
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(data)
+    done = quantize(runtime, damaged, tmp_path / "out.gguf", "COPY")
+    assert done.returncode == 1
+    assert f"tensor '{name.decode()}' has" in done.stderr
+    assert f"type {type_id}" in done.stderr

@@ -1,0 +1,33 @@
+"""Upstream's own tests, on the patched tree."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from sherry_gguf import llama_cpp
+
+pytestmark = pytest.mark.runtime
+
+
+def run(runtime: llama_cpp.Build, program: str, *arguments: str) -> str:
+    done = subprocess.run([str(runtime.program(program)), *arguments], capture_output=True, text=True, timeout=1200)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-4000:]
+    return output
+
+
+def test_quantize_fns(runtime: llama_cpp.Build) -> None:
+    assert "Testing sherry" in run(runtime, "test-quantize-fns", "-v")
+
+
+def test_gguf(runtime: llama_cpp.Build) -> None:
+    run(runtime, "test-gguf")
+
+
+@pytest.mark.parametrize("operator", ["MUL_MAT", "MUL_MAT_ID", "GET_ROWS", "SET_ROWS", "CPY"])
+def test_backend_ops(runtime: llama_cpp.Build, operator: str) -> None:
+    """The CPU against itself: that no shape crashes. test_operators.py compares with float64."""
+    output = run(runtime, "test-backend-ops", "test", "-b", "CPU", "-o", operator, "-p", "sherry")
+    assert "sherry" in output
