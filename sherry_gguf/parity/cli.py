@@ -21,6 +21,8 @@ from sherry_gguf.errors import SherryError
 from sherry_gguf.format import BLOCK
 from sherry_gguf.quantize import Granularity
 
+# A few times what the shipped checkpoint (5.8 M parameters, Q8_0 embedding) shows on its held-out text: 0.01%, 0.0004
+# and 98.2%. Room for other models, yet not for wrong weights: one scale for two blocks already gives 0.016 and 89%.
 MAX_PERPLEXITY_CHANGE = 0.5
 MAX_KLD = 0.002
 MIN_TOP1 = 97.0

@@ -1,14 +1,15 @@
 """One parity run: the checkpoint in PyTorch, the GGUF in the runtime, and the files between them.
 
-What separates the two is measured one cause at a time, on the way
+Causes of difference are let in one after another, and each stage is compared with PyTorch:
 
-    PyTorch, fp32, the trained forward
-      -> the F32 twin with an F32 KV cache         alpha rounded to fp16, and another order of float sums
-      -> the F32 twin as users run it              the F16 KV cache and flash attention, llama.cpp's defaults
-      -> SHERRY with F32 embeddings and output     activations in 8 bits
-      -> the file                                  the types of embedding, output, and what else is not SHERRY
+    scales in fp16        the F32 twin with an F32 KV cache: alpha rounded, and another order of float sums
+    + F16 KV cache        the F32 twin as users run it: llama.cpp's default cache and flash attention
+    + 8-bit activations   SHERRY with F32 embeddings and output
+    + other types         the file: the types of embedding, output, and what else is not SHERRY
 
 The F32 twin is the same checkpoint with the weights that SHERRY's blocks give back, every tensor stored as F32.
+Stages are not compared with each other: any change before rounded activations rolls their noise anew, so that two
+such files differ by that noise twice, although both are equally near to PyTorch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ class Source:
 
 @dataclass(frozen=True)
 class _Stage:
-    """A file in the runtime; ``cause`` is what sets it apart from the stage before."""
+    """A file in the runtime; ``cause`` is what it has and the stage before has not."""
 
     cause: str
     file: Path
@@ -72,8 +72,8 @@ def parity(
     """Compare ``gguf`` with the checkpoint it was made from, on a text in UTF-8.
 
     ctx_size   tokens per chunk, each evaluated by itself; the second half of each is scored
-    split      separate the causes, which takes two more files in the temporary directory: 4 bytes a weight and the
-               size of ``gguf`` with F32 embeddings
+    split      let the causes in one by one, which takes two more files in the temporary directory: one of 4 bytes
+               a weight, and ``gguf`` with F32 embeddings
 
     Needs the build of `sherry-gguf build`, and memory for the model in fp32 twice while it loads.
     """
@@ -106,7 +106,7 @@ def parity(
         ]
         torch_logits = reference.load(checkpoint, plan, threads=threads)
         in_torch = (torch_logits(chunk)[measure.first_scored(ctx_size) :] for chunk in chunks)
-        steps, total = _measure(chunks, in_torch, streams, progress)
+        found = _measure(chunks, in_torch, streams, progress)
     return Report(
         model=str(source.model),
         gguf=str(gguf),
@@ -115,8 +115,7 @@ def parity(
         chunks=len(chunks),
         weights=weight_check,
         tokens=token_check,
-        steps=tuple(Step(stage.cause, found) for stage, found in zip(stages, steps, strict=True)) if split else (),
-        total=total,
+        steps=tuple(Step(stage.cause, divergence) for stage, divergence in zip(stages, found, strict=True)),
         limits=limits,
     )
 
@@ -132,9 +131,8 @@ def _read(text: Path) -> str:
 @contextmanager
 def _stages(source: Source, gguf: Path, split: bool) -> Generator[list[_Stage], None, None]:
     """The files on the way to ``gguf``; those made here are removed at the end."""
-    last = _Stage("other types", gguf)
     if not split:
-        yield [last]
+        yield [_Stage("all causes", gguf)]
         return
     with tempfile.TemporaryDirectory(prefix="sherry-parity-") as directory:
         twin, plain = Path(directory, "f32.gguf"), Path(directory, "sherry.gguf")
@@ -144,7 +142,7 @@ def _stages(source: Source, gguf: Path, split: bool) -> Generator[list[_Stage], 
             _Stage("scales in fp16", twin, ("--kv-f32",)),
             _Stage("F16 KV cache", twin),
             _Stage("8-bit activations", plain),
-            last,
+            _Stage("other types", gguf),
         ]
 
 
@@ -162,10 +160,10 @@ def _convert(source: Source, outfile: Path, types: TypeChoice) -> None:
 
 def _measure(
     chunks: I32, base: Iterator[F32], streams: list[Generator[F32, None, None]], progress: bool
-) -> tuple[list[measure.Divergence], measure.Divergence]:
-    """Each stream against the one before, the first against ``base``; and the last against ``base``."""
+) -> list[measure.Divergence]:
+    """How far each stream is from ``base``."""
     first = measure.first_scored(chunks.shape[1])
-    meters, total = [measure.Meter() for _ in streams], measure.Meter()
+    meters = [measure.Meter() for _ in streams]
     with ExitStack() as stack:
         for stream in streams:
             stack.enter_context(closing(stream))
@@ -180,8 +178,6 @@ def _measure(
                     f"give the GGUF's own checkpoint"
                 )
             # the last position predicts a token outside the chunk
-            scored, targets = [part[:-1] for part in logits], chunk[first + 1 :]
-            for meter, (before, after) in zip(meters, pairwise(scored), strict=True):
-                meter.add(before, after, targets)
-            total.add(scored[0], scored[-1], targets)
-    return [meter.result() for meter in meters], total.result()
+            for meter, other in zip(meters, logits[1:], strict=True):
+                meter.add(logits[0][:-1], other[:-1], chunk[first + 1 :])
+    return [meter.result() for meter in meters]

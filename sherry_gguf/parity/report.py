@@ -48,7 +48,7 @@ class TokenCheck:
 
 @dataclass(frozen=True)
 class Step:
-    """One source of error alone: what it changes on the way from PyTorch to the file."""
+    """How far from PyTorch the runtime is with this cause of difference and those of the steps before."""
 
     cause: str
     divergence: Divergence
@@ -56,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything one run found out. ``steps`` lead from PyTorch to the file; empty where they were not asked for."""
+    """Everything one run found out. ``steps`` lead from PyTorch to the file, which is the last one."""
 
     model: str
     gguf: str
@@ -66,8 +66,12 @@ class Report:
     weights: WeightCheck
     tokens: TokenCheck
     steps: tuple[Step, ...]
-    total: Divergence
     limits: Limits
+
+    @property
+    def total(self) -> Divergence:
+        """The file against PyTorch."""
+        return self.steps[-1].divergence
 
     def failures(self) -> list[str]:
         """One line for each thing that should hold and does not, found beside allowed."""
@@ -104,7 +108,9 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Plain values in full precision, None for NaN and infinities; ``ok`` and ``failures`` are the verdict."""
         failures = self.failures()
-        fields: dict[str, Any] = _finite({**asdict(self), "ok": not failures, "failures": failures})
+        fields: dict[str, Any] = _finite(
+            {**asdict(self), "total": asdict(self.total), "ok": not failures, "failures": failures}
+        )
         return fields
 
     def show(self, console: Console) -> None:
@@ -125,14 +131,14 @@ class Report:
             console.print("PASSED: every limit holds", style="green", highlight=False)
 
     def _divergences(self) -> Table:
-        table = Table("what changes", box=None, pad_edge=False)
+        table = Table("against PyTorch", box=None, pad_edge=False)
         for heading in ("perplexity", "change %", "mean KLD", "99.9% KLD", "top-1 %", "max |Δ|"):
             table.add_column(heading, justify="right")
-        table.add_row("PyTorch", f"{self.total.base_perplexity:.4f}")
-        for step in self.steps:
-            table.add_row(f"+ {step.cause}", *_cells(step.divergence))
-        table.add_row("= the file", *_cells(self.total), style="bold")
         d = self.total
+        table.add_row("PyTorch", f"{d.base_perplexity:.4f}")
+        for step in self.steps[:-1]:
+            table.add_row(f"+ {step.cause}", *_cells(step.divergence))
+        table.add_row(f"+ {self.steps[-1].cause}", *_cells(d), style="bold")
         errors = (f"{100 * d.perplexity_ratio_se:.4f}", f"{d.kld_mean_se:.1e}", "", f"{100 * d.same_top1_se:.2f}")
         table.add_row("  ± standard error", "", *errors)
         limits = self.limits
