@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,7 +22,6 @@ U8 = npt.NDArray[np.uint8]
 ACTIVATIONS = np.dtype([("d", np.float32), ("sum", np.int32), ("qs", np.int8, BLOCK)])
 
 Kernel = Literal["generic", "avx2"]
-KERNELS: tuple[Kernel, ...] = ("generic", "avx2") if platform.machine() in ("x86_64", "AMD64") else ("generic",)
 
 GGML_TYPE_F32 = 0
 GGML_TYPE_I32 = 26
@@ -139,17 +137,19 @@ class _Context:
         return np.ctypeslib.as_array(ctypes.cast(data, ctypes.POINTER(ctypes.c_float)), (n,)).copy()
 
 
-@pytest.fixture(params=KERNELS)
-def kernel(request: pytest.FixtureRequest) -> Kernel:
-    name: Kernel = request.param
-    return name
-
-
 @pytest.fixture(scope="session")
 def ggml(runtime: llama_cpp.Build) -> Ggml:
     library = Ggml(runtime.lib("ggml-base"), runtime.lib("ggml-cpu"))
     library.cpu.ggml_cpu_init()
     return library
+
+
+@pytest.fixture(params=["generic", "avx2"])
+def kernel(request: pytest.FixtureRequest, ggml: Ggml) -> Kernel:
+    name: Kernel = request.param
+    if not hasattr(ggml.cpu, f"ggml_vec_dot_sherry_q8_sherry_{name}"):
+        pytest.skip(f"the library is compiled for a machine without {name}")
+    return name
 
 
 @pytest.fixture(scope="session")

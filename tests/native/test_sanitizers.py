@@ -1,0 +1,78 @@
+"""The quantizer and the kernels under AddressSanitizer and UndefinedBehaviorSanitizer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sherry_gguf import llama_cpp
+
+pytestmark = pytest.mark.runtime
+
+# Buffers of exactly the size needed, blocks at an odd address: a read or write beside them ends the program.
+MAIN = """
+#include "ggml-cpu/sherry/sherry.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+size_t ggml_row_size(enum ggml_type type, int64_t n) {
+    return type == GGML_TYPE_SHERRY ? n/QK_SHERRY*sizeof(block_sherry) : 0;
+}
+
+static void check(int n, float special) {
+    const int nb = n/QK_SHERRY;
+    float   * w    = malloc(n*sizeof(float));
+    char    * room = malloc(nb*sizeof(block_sherry) + 1);
+    void    * x    = room + 1;
+    void    * y    = malloc(nb*sizeof(block_q8_sherry));
+    int32_t * sums = malloc(nb*sizeof(int32_t));
+    float s;
+    for (int i = 0; i < n; ++i) {
+        w[i] = (float) rand()/RAND_MAX - 0.5f;
+    }
+    w[n - 1] = special;
+    quantize_sherry(w, x, 1, n, w);
+    ggml_validate_sherry(x, nb);
+    quantize_row_sherry(w, x, n);
+    quantize_row_q8_sherry(w, y, n);
+    quantize_row_q8_sherry_ref(w, y, n);
+    ggml_sherry_isums_generic(n, sums, x, y);
+    ggml_vec_dot_sherry_q8_sherry_generic(n, &s, 0, x, 0, y, 0, 1);
+    ggml_vec_dot_sherry_q8_sherry(n, &s, 0, x, 0, y, 0, 1);
+    memset(x, 0xFF, nb*sizeof(block_sherry));
+    dequantize_row_sherry(x, w, n);
+    free(w); free(room); free(y); free(sums);
+}
+
+int main(void) {
+    const float special[] = { 0, 1e-45f, 3.4e38f, -INFINITY, NAN };
+    for (int i = 0; i < 5; ++i) {
+        check(128, special[i]);
+        check(640, special[i]);
+    }
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("flags", [[], ["-march=native"]], ids=["baseline", "native"])
+def test_no_access_out_of_bounds_and_nothing_undefined(
+    runtime: llama_cpp.Build, tmp_path: Path, flags: list[str]
+) -> None:
+    compiler = os.environ.get("CC", "cc").split()
+    if shutil.which(compiler[0]) is None:
+        pytest.skip(f"no C compiler {compiler[0]}")
+    (tmp_path / "main.c").write_text(MAIN, encoding="ascii")
+    ggml = runtime.source / "ggml"
+    sources = [tmp_path / "main.c", ggml / "src/ggml-sherry.c", *sorted((ggml / "src/ggml-cpu/sherry").glob("*.c"))]
+    includes = [f"-I{ggml / folder}" for folder in ("include", "src", "src/ggml-cpu")]
+    sanitize = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    command = [*compiler, *sanitize, *flags, *includes, *sources, "-o", tmp_path / "check", "-lm"]
+    subprocess.run([str(part) for part in command], check=True)
+    done = subprocess.run([str(tmp_path / "check")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
