@@ -36,8 +36,9 @@ def unpatched(tmp_path_factory) -> Path:
         archive = fetch.fetch(home, pin)
     (folder / "tree").mkdir()
     fetch.unpack(archive, pin.subdir, folder / "tree")
-    configure = [Path(cmake.CMAKE_BIN_DIR) / "cmake", "-S", "tree/ggml", "-B", "build", "-G", "Ninja"]
-    settings = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DGGML_CPU=OFF", "-DGGML_METAL=OFF"]
+    configure = [Path(cmake.CMAKE_BIN_DIR) / "cmake", "-S", "tree", "-B", "build", "-G", "Ninja"]
+    without = [f"-DLLAMA_BUILD_{part}=OFF" for part in ("COMMON", "TESTS", "TOOLS", "EXAMPLES", "SERVER", "APP")]
+    settings = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DGGML_METAL=OFF", *without]
     make = Path(ninja.BIN_DIR) / "ninja"
     subprocess.run([*configure, *settings, f"-DCMAKE_MAKE_PROGRAM={make}"], cwd=folder, check=True, capture_output=True)
     subprocess.run([make, "-C", "build", "ggml-base"], cwd=folder, check=True, capture_output=True)
