@@ -3,15 +3,16 @@
 // (llama-perplexity's --save-all-logits keeps 16 bits of a logit, too few for the differences looked for here.)
 //
 // Input, a file or stdin: raw int32 token ids, native byte order, no header. Every --ctx-size ids are a chunk of
-// its own, evaluated in an empty context from position 0; the ids are used as they are, no BOS is added. A number
-// of ids that is no multiple of the chunk length is an error.
+// its own, evaluated in an empty context from position 0; the ids are used as they are, no BOS is added. Input that
+// ends within a chunk is an error.
 //
 // Output, native byte order:
 //   char[8]  "SHLOGITS"
-//   int32    n_vocab, n_positions, n_chunks     n_positions = ctx-size - from
-//   float32  [n_chunks][n_positions][n_vocab]   logits at positions from .. ctx-size - 1 of each chunk
+//   int32    n_vocab, n_positions               n_positions = ctx-size - from
+//   float32  [n_positions][n_vocab]             of each chunk: logits at positions from .. ctx-size - 1
 //
-// Written as it is computed: at most N_BATCH positions are in memory. The CPU alone is used, whatever else was built.
+// A chunk's logits are written before the next chunk is read: over pipes, each chunk is a request and its answer.
+// At most N_BATCH positions are in memory. The CPU alone is used, whatever else was built.
 
 #include "llama.h"
 
@@ -104,33 +105,32 @@ static options parse(int argc, char ** argv) {
     return opt;
 }
 
-// Whole chunks of token ids, each within the vocabulary.
-static std::vector<llama_token> read_tokens(const options & opt, int32_t n_vocab) {
+// The next chunk of token ids, each within the vocabulary; false where the input ends.
+static bool read_chunk(FILE * in, std::vector<llama_token> & chunk, int32_t n_vocab) {
     static_assert(sizeof(llama_token) == sizeof(int32_t), "token ids are int32");
-    file_ptr file(opt.tokens.empty() ? nullptr : fopen(opt.tokens.c_str(), "rb"));
-    if (!opt.tokens.empty() && !file) {
-        die(opt.tokens + ": " + strerror(errno));
+    const size_t size = chunk.size() * sizeof(llama_token);
+    const size_t n    = fread(chunk.data(), 1, size, in);
+    if (ferror(in)) {
+        die(std::string("reading the tokens: ") + strerror(errno));
     }
-    const std::string name = file ? opt.tokens : "stdin";
-    std::vector<char> bytes;
-    char buffer[1 << 16];
-    size_t n;
-    while ((n = fread(buffer, 1, sizeof(buffer), file ? file.get() : stdin)) > 0) {
-        bytes.insert(bytes.end(), buffer, buffer + n);
+    if (n == 0) {
+        return false;
     }
-    if (bytes.empty() || bytes.size() % (opt.n_ctx * sizeof(llama_token)) != 0) {
-        die(name + ": " + std::to_string(bytes.size()) + " bytes are no whole number of chunks of " +
-            std::to_string(opt.n_ctx) + " int32 token ids");
+    if (n != size) {
+        die("the tokens end within a chunk: " + std::to_string(n) + " of " + std::to_string(size) + " bytes");
     }
-    std::vector<llama_token> tokens(bytes.size() / sizeof(llama_token));
-    memcpy(tokens.data(), bytes.data(), bytes.size());
-    for (size_t i = 0; i < tokens.size(); ++i) {
-        if (tokens[i] < 0 || tokens[i] >= n_vocab) {
-            die(name + ": token " + std::to_string(i) + " is " + std::to_string(tokens[i]) +
-                ", but the model's vocabulary has " + std::to_string(n_vocab));
+    for (const llama_token token : chunk) {
+        if (token < 0 || token >= n_vocab) {
+            die("token " + std::to_string(token) + " is not in the model's vocabulary of " + std::to_string(n_vocab));
         }
     }
-    return tokens;
+    return true;
+}
+
+static void flush(FILE * out) {
+    if (fflush(out) != 0) {
+        die(std::string("writing the logits: ") + strerror(errno));
+    }
 }
 
 static void write_all(FILE * out, const void * data, size_t size) {
@@ -202,23 +202,26 @@ int main(int argc, char ** argv) {
         die(opt.model + ": llama.cpp cannot make a context of " + std::to_string(opt.n_ctx) + " tokens");
     }
 
-    const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
-    const std::vector<llama_token> tokens = read_tokens(opt, n_vocab);
-    const int32_t n_chunks = (int32_t) (tokens.size() / opt.n_ctx);
-
-    file_ptr file(opt.output.empty() ? nullptr : fopen(opt.output.c_str(), "wb"));
-    if (!opt.output.empty() && !file) {
+    file_ptr tokens(opt.tokens.empty() ? nullptr : fopen(opt.tokens.c_str(), "rb"));
+    if (!opt.tokens.empty() && !tokens) {
+        die(opt.tokens + ": " + strerror(errno));
+    }
+    file_ptr output(opt.output.empty() ? nullptr : fopen(opt.output.c_str(), "wb"));
+    if (!opt.output.empty() && !output) {
         die(opt.output + ": " + strerror(errno));
     }
-    FILE * out = file ? file.get() : stdout;
-    const int32_t header[] = { n_vocab, opt.n_ctx - opt.from, n_chunks };
+    FILE * in  = tokens ? tokens.get() : stdin;
+    FILE * out = output ? output.get() : stdout;
+
+    const int32_t n_vocab  = llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
+    const int32_t header[] = { n_vocab, opt.n_ctx - opt.from };
     write_all(out, "SHLOGITS", 8);
     write_all(out, header, sizeof(header));
-    for (int32_t i = 0; i < n_chunks; ++i) {
-        run_chunk(ctx.get(), tokens.data() + (size_t) i * opt.n_ctx, n_vocab, opt, out);
-    }
-    if (fflush(out) != 0) {
-        die(std::string("writing the logits: ") + strerror(errno));
+    flush(out);
+    std::vector<llama_token> chunk(opt.n_ctx);
+    while (read_chunk(in, chunk, n_vocab)) {
+        run_chunk(ctx.get(), chunk.data(), n_vocab, opt, out);
+        flush(out);
     }
     return 0;
 }
