@@ -15,8 +15,8 @@ such files differ by that noise twice, although both are equally near to PyTorch
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,21 +92,22 @@ def parity(
 
     token_check = TokenCheck.of(tokens.tokens, runtime.tokenize(build.program("llama-tokenize"), gguf, text))
     weight_check = weights.check(gguf, checkpoint, plan)
-    with _stages(source, gguf, split) as stages:
-        streams = [
-            runtime.stream_logits(
-                build.program("sherry-logits"),
-                stage.file,
-                chunks,
-                measure.first_scored(ctx_size),
-                threads=threads,
-                options=stage.options,
+    first = measure.first_scored(ctx_size)
+    with _stages(source, gguf, split) as stages, ExitStack() as stack:
+        program = build.program("sherry-logits")
+        in_runtime = [
+            stack.enter_context(
+                runtime.open_logits(program, stage.file, ctx_size, first, threads=threads, options=stage.options)
             )
             for stage in stages
         ]
-        torch_logits = reference.load(checkpoint, plan, threads=threads)
-        in_torch = (torch_logits(chunk)[measure.first_scored(ctx_size) :] for chunk in chunks)
-        found = _measure(chunks, in_torch, streams, progress)
+        in_torch = reference.load(checkpoint, plan, threads=threads)
+        meters = [measure.Meter() for _ in stages]
+        console = Console(stderr=True)
+        for chunk in track(chunks, "Comparing", console=console, disable=not progress, transient=True):
+            base = in_torch(chunk)[first:]
+            for meter, logits in zip(meters, in_runtime, strict=True):
+                _add(meter, base, logits(chunk), chunk[first + 1 :])
     return Report(
         model=str(source.model),
         gguf=str(gguf),
@@ -115,7 +116,7 @@ def parity(
         chunks=len(chunks),
         weights=weight_check,
         tokens=token_check,
-        steps=tuple(Step(stage.cause, divergence) for stage, divergence in zip(stages, found, strict=True)),
+        steps=tuple(Step(stage.cause, meter.result()) for stage, meter in zip(stages, meters, strict=True)),
         limits=limits,
     )
 
@@ -158,26 +159,10 @@ def _convert(source: Source, outfile: Path, types: TypeChoice) -> None:
     )
 
 
-def _measure(
-    chunks: I32, base: Iterator[F32], streams: list[Generator[F32, None, None]], progress: bool
-) -> list[measure.Divergence]:
-    """How far each stream is from ``base``."""
-    first = measure.first_scored(chunks.shape[1])
-    meters = [measure.Meter() for _ in streams]
-    with ExitStack() as stack:
-        for stream in streams:
-            stack.enter_context(closing(stream))
-        rounds = zip(chunks, base, *streams, strict=True)
-        console = Console(stderr=True)
-        for chunk, *logits in track(
-            rounds, "Comparing", total=len(chunks), console=console, disable=not progress, transient=True
-        ):
-            if len({part.shape for part in logits}) > 1:
-                raise SherryError(
-                    f"PyTorch has {logits[0].shape[1]} logits a token, the GGUF {logits[-1].shape[1]}; "
-                    f"give the GGUF's own checkpoint"
-                )
-            # the last position predicts a token outside the chunk
-            for meter, other in zip(meters, logits[1:], strict=True):
-                meter.add(logits[0][:-1], other[:-1], chunk[first + 1 :])
-    return [meter.result() for meter in meters]
+def _add(meter: measure.Meter, base: F32, other: F32, targets: I32) -> None:
+    """float32[n, n_vocab] of both and int32[n - 1]: the last position predicts a token outside the chunk."""
+    if base.shape != other.shape:
+        raise SherryError(
+            f"PyTorch has {base.shape[1]} logits a token, the GGUF {other.shape[1]}; give the GGUF's own checkpoint"
+        )
+    meter.add(base[:-1], other[:-1], targets)

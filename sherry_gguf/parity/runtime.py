@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -19,31 +19,81 @@ F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
 _MAGIC = b"SHLOGITS"
-_HEADER = np.dtype([("magic", "S8"), ("n_vocab", "=i4"), ("n_positions", "=i4"), ("n_chunks", "=i4")])
+_HEADER = np.dtype([("magic", "S8"), ("n_vocab", "=i4"), ("n_positions", "=i4")])
 
 
-def stream_logits(
-    program: Path, model: Path, chunks: I32, first: int, *, threads: int, options: Sequence[str] = ()
-) -> Generator[F32, None, None]:
-    """chunks int32[n, n_ctx] -> for each one its logits float32[n_ctx - first, n_vocab], from position first on.
+@contextmanager
+def open_logits(
+    program: Path, model: Path, n_ctx: int, first: int, *, threads: int, options: Sequence[str] = ()
+) -> Generator[Callable[[I32], F32], None, None]:
+    """A function from the tokens of a chunk, int32[n_ctx], to its logits from position first on, float32[., n_vocab].
 
-    ``program`` is sherry-logits, ``options`` more of its flags. The program computes while the caller works on the
-    chunk before; a pipe's capacity is all that it gets ahead. Closing the generator stops it.
+    ``program`` is sherry-logits, ``options`` more of its flags. It runs until the context ends and computes only when
+    it is asked, so that several can be open without competing for the processor.
 
     Raises SherryError with the program's own last words where it fails.
     """
-    with tempfile.TemporaryDirectory(prefix="sherry-parity-") as directory:
-        tokens = Path(directory, "tokens")
-        chunks.astype(np.int32).tofile(tokens)
-        command = [program, "-m", model, "-c", chunks.shape[1], "--from", first, "-t", threads, *options, tokens]
-        with _pipe([str(part) for part in command], Path(directory, "stderr")) as stream:
-            header = np.frombuffer(_read(stream, _HEADER.itemsize), dtype=_HEADER)[0]
-            expected = (_MAGIC, chunks.shape[1] - first, len(chunks))
-            if (header["magic"], header["n_positions"], header["n_chunks"]) != expected:
-                raise SherryError(f"{program}: its output is of another version; run `sherry-gguf build`")
-            shape = (int(header["n_positions"]), int(header["n_vocab"]))
-            for _ in range(len(chunks)):
-                yield np.frombuffer(_read(stream, 4 * shape[0] * shape[1]), dtype=np.float32).reshape(shape)
+    command = [str(part) for part in (program, "-m", model, "-c", n_ctx, "--from", first, "-t", threads, *options)]
+    with _Program(command) as running:
+        header = np.frombuffer(running.read(_HEADER.itemsize), dtype=_HEADER)[0]
+        if (header["magic"], header["n_positions"]) != (_MAGIC, n_ctx - first):
+            raise SherryError(f"{program}: its output is of another version; run `sherry-gguf build`")
+        shape = (n_ctx - first, int(header["n_vocab"]))
+
+        def logits(chunk: I32) -> F32:
+            running.write(chunk.astype(np.int32).tobytes())
+            return np.frombuffer(running.read(4 * shape[0] * shape[1]), dtype=np.float32).reshape(shape)
+
+        yield logits
+        running.finish()
+
+
+class _Program:
+    """A program that answers on stdout what it reads on stdin. Left early, it is killed."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._name = command[0]
+        # a file, as a pipe that nobody reads would fill up
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+
+    def __enter__(self) -> _Program:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        with suppress(BrokenPipeError):  # what was written last and not read
+            self._stdin.close()
+        self._stdout.close()
+        self._log.close()
+
+    def write(self, data: bytes) -> None:
+        try:
+            self._stdin.write(data)
+            self._stdin.flush()
+        except BrokenPipeError:
+            self._fail()
+
+    def read(self, size: int) -> bytes:
+        data = self._stdout.read(size)
+        if len(data) < size:
+            self._fail()
+        return data
+
+    def finish(self) -> None:
+        """Let it come to its end, which may fail too."""
+        self._stdin.close()
+        if self._process.wait() != 0:
+            self._fail()
+
+    def _fail(self) -> None:
+        status = self._process.wait()
+        self._log.seek(0)
+        raise SherryError(f"{self._name} failed with status {status}: {_last_words(self._log.read())}")
 
 
 def tokenize(program: Path, model: Path, text: Path) -> I32:
@@ -57,38 +107,6 @@ def tokenize(program: Path, model: Path, text: Path) -> I32:
     if done.returncode != 0:
         raise SherryError(f"{program} failed with status {done.returncode}: {_last_words(done.stderr)}")
     return np.array(json.loads(done.stdout), dtype=np.int32)
-
-
-class _EndedEarly(Exception):
-    """The program's output is shorter than its header says: it failed."""
-
-
-def _read(stream: IO[bytes], size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) < size:
-        raise _EndedEarly
-    return data
-
-
-@contextmanager
-def _pipe(command: list[str], log: Path) -> Generator[IO[bytes], None, None]:
-    """Standard output of a running command. Its standard error goes to the file ``log``, and from there to errors."""
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr)
-    assert process.stdout is not None
-    complete = False
-    try:
-        yield process.stdout
-        complete = True
-        process.wait()
-    except _EndedEarly:
-        process.wait()
-    finally:
-        process.kill()  # where the caller left early; does nothing to a program that has ended
-        status = process.wait()
-        process.stdout.close()
-    if not complete or status != 0:
-        raise SherryError(f"{command[0]} failed with status {status}: {_last_words(log.read_bytes())}")
 
 
 def _last_words(stderr: bytes) -> str:

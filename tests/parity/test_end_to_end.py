@@ -16,7 +16,7 @@ from sherry_gguf.errors import SherryError
 from sherry_gguf.parity import measure, reference
 from sherry_gguf.parity.compare import Source, parity
 from sherry_gguf.parity.report import Limits
-from sherry_gguf.parity.runtime import stream_logits
+from sherry_gguf.parity.runtime import open_logits
 
 pytestmark = pytest.mark.runtime
 
@@ -61,9 +61,9 @@ def test_weights_differ_by_the_rounding_of_scales_alone(runtime, pinned_gguf, ti
     in_torch = reference.load(checkpoint, make_plan(checkpoint), fp16_scales=True)
     program = runtime.program("sherry-logits")
     meter = measure.Meter()
-    in_runtime = stream_logits(program, twin, chunks, 256, threads=THREADS, options=("--kv-f32",))
-    for chunk, other in zip(chunks, in_runtime, strict=True):
-        meter.add(in_torch(chunk)[256:-1], other[:-1], chunk[257:])
+    with open_logits(program, twin, 512, 256, threads=THREADS, options=["--kv-f32"]) as in_runtime:
+        for chunk in chunks:
+            meter.add(in_torch(chunk)[256:-1], in_runtime(chunk)[:-1], chunk[257:])
     assert meter.result().kld_mean < 1e-9
     assert meter.result().same_top1 == 1
 

@@ -17,16 +17,23 @@ N_VOCAB = 3
 CHUNKS = np.arange(8, dtype=np.int32).reshape(2, 4)
 
 HEAD = """
-    import sys, struct, time, pathlib
+    import os, sys, struct, time, pathlib
     import numpy as np
     args = sys.argv[1:]
     n_ctx, first = int(args[args.index("-c") + 1]), int(args[args.index("--from") + 1])
-    tokens = np.fromfile(args[-1], dtype=np.int32).reshape(-1, n_ctx)
     out = sys.stdout.buffer
-    header = b"SHLOGITS" + struct.pack("=3i", 3, n_ctx - first, len(tokens))
+
+    def say_header(header=b"SHLOGITS" + struct.pack("=2i", 3, n_ctx - first)):
+        out.write(header)
+        out.flush()
+
+    def answer():  # the logits of token t are t, t + 0.5, t + 1
+        data = sys.stdin.buffer.read(4 * n_ctx)
+        tokens = np.frombuffer(data, dtype=np.int32)[first:, None]
+        out.write((tokens + np.arange(3, dtype=np.float32) / 2).astype(np.float32).tobytes())
+        out.flush()
+        return data
 """
-# the logits of token t are t, t + 0.5, t + 1
-CHUNK = "out.write((tokens[{0}, first:, None] + np.arange(3, dtype=np.float32) / 2).astype(np.float32).tobytes())"
 
 
 @pytest.fixture
@@ -41,13 +48,14 @@ def program(tmp_path):
     return make
 
 
-def stream(path, **options):
-    return runtime.stream_logits(path, path, CHUNKS, 1, threads=1, **options)
+def ask(path, *, options=()):
+    with runtime.open_logits(path, path, 4, 1, threads=1, options=options) as logits:
+        return [logits(chunk) for chunk in CHUNKS]
 
 
-def test_chunks_arrive_whole_and_in_order(program):
-    path = program("out.write(header)", CHUNK.format(0), CHUNK.format(1))
-    found = list(stream(path))
+def test_each_chunk_is_answered(program):
+    path = program("say_header()", "while answer(): pass")
+    found = ask(path)
     assert [part.shape for part in found] == [(3, N_VOCAB)] * 2
     assert found[0][:, 0].tolist() == [1, 2, 3]
     assert found[1].tolist() == [[5, 5.5, 6], [6, 6.5, 7], [7, 7.5, 8]]
@@ -56,53 +64,56 @@ def test_chunks_arrive_whole_and_in_order(program):
 def test_options_reach_the_program(program):
     path = program("assert args[args.index('-t') + 1] == '1' and '--kv-f32' in args; sys.exit('as asked')")
     with pytest.raises(SherryError, match="as asked"):
-        list(stream(path, options=("--kv-f32",)))
+        ask(path, options=("--kv-f32",))
 
 
 def test_failure_is_told_in_the_program_s_words(program):
     path = program("print('first line', file=sys.stderr); sys.exit('error: no such model')")
     with pytest.raises(SherryError, match=r"program failed with status 1: first line \| error: no such model$"):
-        list(stream(path))
+        ask(path)
 
 
 def test_failure_between_chunks(program):
-    path = program("out.write(header)", CHUNK.format(0), "out.flush(); sys.exit('decode failed')")
-    logits = stream(path)
-    assert next(logits).shape == (3, N_VOCAB)
-    with pytest.raises(SherryError, match="decode failed"):
-        next(logits)
+    path = program("say_header()", "answer()", "sys.exit('decode failed')")
+    with pytest.raises(SherryError, match="status 1: decode failed"):
+        ask(path)
 
 
-def test_failure_after_the_last_byte(program):
-    path = program("out.write(header)", CHUNK.format(0), CHUNK.format(1), "out.flush(); sys.exit(3)")
+def test_failure_after_the_last_chunk(program):
+    path = program("say_header()", "answer()", "answer()", "sys.exit(3)")
     with pytest.raises(SherryError, match="status 3: without a word"):
-        list(stream(path))
+        ask(path)
 
 
 def test_truncated_output_of_a_program_that_says_it_is_well(program):
-    path = program("out.write(header)", CHUNK.format(0))
+    path = program("say_header()", "out.write(b'1234')")
     with pytest.raises(SherryError, match="status 0"):
-        list(stream(path))
+        ask(path)
 
 
-@pytest.mark.parametrize("header", ['b"SOMETHIN" + header[8:]', 'header[:12] + b"\\1\\0\\0\\0" + header[16:]'])
+@pytest.mark.parametrize("header", ['b"SOMETHIN" + struct.pack("=2i", 3, 3)', 'b"SHLOGITS" + struct.pack("=2i", 3, 9)'])
 def test_another_header_is_refused(program, header):
-    path = program(f"out.write({header})", CHUNK.format(0), CHUNK.format(1))
+    path = program(f"say_header({header})", "answer()")
     with pytest.raises(SherryError, match="another version"):
-        list(stream(path))
+        ask(path)
 
 
 def test_leaving_early_ends_the_program(program, tmp_path):
     path = program(
-        f"pathlib.Path({str(tmp_path)!r}, 'pid').write_text(str(__import__('os').getpid()))",
-        "out.write(header)",
-        CHUNK.format(0),
-        "out.flush(); time.sleep(600)",
+        f"pathlib.Path({str(tmp_path)!r}, 'pid').write_text(str(os.getpid()))",
+        "say_header()",
+        "answer()",
+        "time.sleep(600)",
     )
-    logits = stream(path)
-    next(logits)
+
+    def interrupted():
+        with runtime.open_logits(path, path, 4, 1, threads=1) as logits:
+            logits(CHUNKS[0])
+            raise KeyboardInterrupt
+
     begin = time.monotonic()
-    logits.close()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert time.monotonic() - begin < 60
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
