@@ -101,7 +101,8 @@ def arguments(tiny_checkpoint, heldout_text):
 
 
 def test_default_file_passes_the_default_limits(runtime, tiny_checkpoint, sherry_gguf_file, heldout_text, capfd):
-    status = command(tiny_checkpoint, sherry_gguf_file, "--text", heldout_text, "--threads", THREADS, "--json")
+    short = ["--text", heldout_text, "--chunks", 20, "--threads", THREADS]
+    status = command(tiny_checkpoint, sherry_gguf_file, *short, "--json")
     out, err = capfd.readouterr()
     found = json.loads(out)  # and nothing else on stdout
     assert status == 0, err
