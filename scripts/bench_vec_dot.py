@@ -1,12 +1,12 @@
 """The rate of SHERRY's vec_dot beside those of other types, in the same build, on one core.
 
-    python scripts/bench_vec_dot.py [--types tq2_0 q8_0 ...] [--rows 16] [--length 4096] [--json FILE]
+    python scripts/bench_vec_dot.py [--types tq2_0 q8_0 ...] [--rows 16] [--length 4096] [--threads 1] [--json FILE]
 
 First it checks: the integer sums of the kernel equal those of the generic one. Then it times vec_dot as ggml's matrix
 product calls it: all rows of a matrix with the same activations, in a loop in C (compiled here; calls from Python would
 cost as much as a row). The default, 16 rows of 4096, stays in the first-level cache: it is the kernel that is timed,
-not the memory; `--rows 100000` streams from memory instead. The types take turns, sample by sample, so that what else
-the machine does hits all of them; the median is given, and the best.
+not the memory; `--rows 100000` streams from memory instead, as generating text does. Threads share the rows. The types
+take turns, sample by sample, so that what else the machine does hits all of them; the median is given, and the best.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +113,21 @@ def check(ggml: Ggml, weights: npt.NDArray[np.uint8], activations: npt.NDArray[n
                 raise SherryError(f"the integer sums of the {name} kernel differ from the generic one's")
 
 
-def measure(names: list[str], rows: int, length: int, samples: int) -> dict[str, dict[str, float]]:
+def run_threads(
+    pool: ThreadPoolExecutor, seconds: Any, vec_dot: int, parts: list[Any], activations: Any, length: int, repeat: int
+) -> float:
+    """Seconds until the last thread is done with its rows (ctypes lets go of Python's lock)."""
+
+    def run(rows: npt.NDArray[np.uint8]) -> float:
+        size, x, y = rows.shape[1], rows.ctypes.data, activations.ctypes.data
+        pointers = ctypes.c_size_t(size), ctypes.c_void_p(x), ctypes.c_void_p(y)
+        result: float = seconds(ctypes.c_void_p(vec_dot), length, len(rows), *pointers, repeat)
+        return result
+
+    return max(pool.map(run, parts))
+
+
+def measure(names: list[str], rows: int, length: int, samples: int, threads: int) -> dict[str, dict[str, float]]:
     """Weights per second of each type: median and best of the samples."""
     ggml = Ggml(llama_cpp.build())
     rng = np.random.default_rng(0)
@@ -119,7 +135,7 @@ def measure(names: list[str], rows: int, length: int, samples: int) -> dict[str,
     weights = rng.standard_normal((distinct, length)).astype(np.float32)
     x = rng.standard_normal((1, length)).astype(np.float32)
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(threads) as pool:
         seconds = compile_loop(Path(folder))
         calls: dict[str, Any] = {}
         for name in names:
@@ -129,12 +145,8 @@ def measure(names: list[str], rows: int, length: int, samples: int) -> dict[str,
             if name == "sherry":
                 check(ggml, quantized[:distinct], activations[0], length)
 
-            def call(repeat: int, f: int = traits.vec_dot, w: Any = quantized, y: Any = activations) -> float:
-                data = ctypes.c_size_t(w.shape[1]), ctypes.c_void_p(w.ctypes.data), ctypes.c_void_p(y.ctypes.data)
-                result: float = seconds(ctypes.c_void_p(f), length, rows, *data, repeat)
-                return result
-
-            calls[name] = call
+            parts = [part for part in np.array_split(quantized, threads) if len(part)]
+            calls[name] = partial(run_threads, pool, seconds, traits.vec_dot, parts, activations, length)
 
         repeats = {name: max(1, int(SAMPLE_SECONDS * 8 / call(8))) for name, call in calls.items()}
         rates: dict[str, list[float]] = {name: [] for name in names}
@@ -150,17 +162,25 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=16, help="rows of the matrix (default: 16, in cache)")
     parser.add_argument("--length", type=int, default=4096, help="weights in a row, a multiple of 256 (default: 4096)")
     parser.add_argument("--samples", type=int, default=300, help="samples of each type (default: 300)")
+    parser.add_argument("--threads", type=int, default=1, help="share the rows (default: 1)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    if arguments.length % 256 or arguments.length <= 0 or arguments.rows <= 0 or arguments.samples <= 0:
-        parser.error("--length is a positive multiple of 256; --rows and --samples are positive")
+    if (
+        arguments.length % 256
+        or arguments.length <= 0
+        or arguments.rows <= 0
+        or arguments.samples <= 0
+        or arguments.threads <= 0
+    ):
+        parser.error("--length is a positive multiple of 256; --rows, --samples and --threads are positive")
 
     try:
-        rates = measure(["sherry", *arguments.types], arguments.rows, arguments.length, arguments.samples)
+        shape = arguments.rows, arguments.length
+        rates = measure(["sherry", *arguments.types], *shape, arguments.samples, arguments.threads)
     except SherryError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"vec_dot, {arguments.rows} rows of {arguments.length} weights, one core, Gweights/s")
+    print(f"vec_dot, {arguments.rows} rows of {arguments.length} weights, {arguments.threads} threads, Gweights/s")
     print(f"{'type':8} {'median':>8} {'best':>8} {'sherry is':>10}")
     for name, rate in rates.items():
         ratio = rates["sherry"]["median"] / rate["median"]
