@@ -61,6 +61,17 @@ def open_model(job: Job, outfile: Path, model_name: str | None = None, metadata:
     )
 
 
+def take_tensors(instance: Any) -> dict[str, Any]:
+    """The prepared tensors of an ``open_model`` by name, removed from its writer.
+
+    They are lazy, and once read they keep their weights: pop each one, so that these are freed before the next.
+    """
+    (tensors,) = instance.gguf_writer.tensors
+    instance.gguf_writer.tensors = []
+    taken: dict[str, Any] = tensors
+    return taken
+
+
 def _file_type_of_plain_weights(gguf: Any, job: Job) -> Any:
     """The LlamaFileType under which upstream stores weights that nobody chose a type for: one that holds them all."""
     infos = (job.checkpoint.info(name) for name in job.checkpoint.names if name not in job.plan.layers)

@@ -7,31 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
-from sherry_gguf.blocks import grid_codes, round_scales, unpack
+from sherry_gguf.convert.model import take_tensors
 from sherry_gguf.errors import SherryError
-from sherry_gguf.format import BLOCK, TYPE_NAME
+from sherry_gguf.format import TYPE_NAME
 from sherry_gguf.reader import open_gguf
-
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
+from sherry_gguf.weight_check import WeightCheck, compare
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was compared: SHERRY tensors, their weights, all other tensors; and the largest relative scale error."""
+    """What was compared, and found equal: the SHERRY tensors, and how many others."""
 
-    sherry_tensors: int
-    sherry_weights: int
+    sherry: WeightCheck
     other_tensors: int
-    scale_error: float
 
     def __str__(self) -> str:
         return (
-            f"verified: {self.sherry_tensors} SHERRY tensors, {self.sherry_weights:,} weights, all codes equal the "
-            f"checkpoint's, scales off by {self.scale_error:.1e} at most (half an fp16 ulp: 4.9e-04); "
+            f"verified: {self.sherry.tensors} SHERRY tensors, {self.sherry.weights:,} weights, all codes equal the "
+            f"checkpoint's, scales off by {self.sherry.max_scale_error:.1e} at most (half an fp16 ulp: 4.9e-04); "
             f"{self.other_tensors} other tensors equal"
         )
 
@@ -45,41 +40,24 @@ def verify(file: Path, as_trained: Any, progress: bool = False) -> Verdict:
     import gguf
 
     as_trained.prepare_tensors()
-    (expected,) = as_trained.gguf_writer.tensors
-    as_trained.gguf_writer.tensors = []
+    expected = take_tensors(as_trained)
     tensors = open_gguf(file).tensors
     names = {tensor.name for tensor in tensors}
     if names != set(expected):
         raise SherryError(f"{file}: holds other tensors than the checkpoint gives: {sorted(names ^ set(expected))[:3]}")
 
-    sherry = weights = 0
-    scale_error = 0.0
+    sherry = WeightCheck()
     for tensor in tqdm(tensors, desc="Verifying", unit="tensor", disable=not progress):
-        # taken out, so that a tensor's weights are freed before the next one's are read
         values = gguf.LazyNumpyTensor.to_eager(expected.pop(tensor.name).tensor)
         if tensor.tensor_type.name == TYPE_NAME:
-            sherry += 1
-            weights += values.size
-            rows = tensor.data.reshape(-1, tensor.data.shape[-1])
-            error = _compare_blocks(tensor.name, rows, values.reshape(-1, values.shape[-1]))
-            scale_error = max(scale_error, error)
+            blocks = tensor.data.reshape(-1, tensor.data.shape[-1])
+            sherry += compare(tensor.name, blocks, values.reshape(-1, values.shape[-1]))
+            if sherry.first_wrong:
+                raise SherryError(f"{file}: {sherry.first_wrong} of the file is not what was trained")
             continue
         if tensor.name in as_trained.on_grid:
             # stored in another type, but with SHERRY's values: each is 0 or a scale, rounded to fp16
             values = values.astype(np.float16).astype(np.float32)
         if not np.array_equal(gguf.quants.quantize(values, tensor.tensor_type), tensor.data):
             raise SherryError(f"{tensor.name}: the file's {tensor.tensor_type.name} bytes are not the checkpoint's")
-    return Verdict(sherry, weights, len(tensors) - sherry, scale_error)
-
-
-def _compare_blocks(name: str, rows: U8, expected: F32) -> float:
-    """blocks uint8[rows, bytes] against weights float32[rows, k] -> the largest relative error of a scale."""
-    codes, scales = unpack(rows)
-    if not np.array_equal(codes, grid_codes(expected)):
-        row, group = np.argwhere(codes != grid_codes(expected))[0]
-        raise SherryError(f"{name}: row {row}, group {group} of the file has another code than the checkpoint")
-    alpha = np.abs(expected).reshape(rows.shape[0], -1, BLOCK).max(axis=-1)
-    if not np.array_equal(scales, round_scales(alpha).astype(np.float32)):
-        row, block = np.argwhere(scales != round_scales(alpha))[0]
-        raise SherryError(f"{name}: row {row}, block {block} of the file is off by more than half an fp16 ulp")
-    return float(np.max(np.abs(scales - alpha) / np.where(alpha == 0, 1, alpha), initial=0.0))
+    return Verdict(sherry, len(tensors) - sherry.tensors)

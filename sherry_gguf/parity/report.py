@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sherry_gguf.parity.measure import Divergence
-from sherry_gguf.parity.weights import WeightCheck
+from sherry_gguf.weight_check import WeightCheck
 
 I32 = npt.NDArray[np.int32]
 

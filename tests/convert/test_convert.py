@@ -82,7 +82,7 @@ def test_granularities_of_config(random_checkpoint, sherry_config, tmp_path, gra
     found = tensors_of(report.outfile)["blk.1.ffn_down.weight"]
     assert np.array_equal(blocks.dequantize(found.data), trained(w, runs))
     assert report.verdict is not None
-    assert report.verdict.sherry_tensors == 14
+    assert report.verdict.sherry.tensors == 14
 
 
 @pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Qwen3Moe", "Mixtral"])
@@ -292,12 +292,12 @@ def test_verification_catches_a_wrong_byte(tiny_checkpoint, sherry_gguf_file, tm
     def check(path):
         return verify(path, open_model(replace(job), path))
 
-    assert check(sherry_gguf_file).sherry_weights == 4_718_592
+    assert check(sherry_gguf_file).sherry.weights == 4_718_592
     block = tensors_of(sherry_gguf_file)["blk.2.ffn_up.weight"].data_offset + 22 * 5  # row 2, block 1
     damages = {
-        block + 3: (0x01, r"blk\.2\.ffn_up\.weight: row 2, group 35 "),
-        block + 16: (0x80, r"blk\.2\.ffn_up\.weight: row 2, group 39 "),
-        block + 20: (0x01, r"blk\.2\.ffn_up\.weight: row 2, block 1 "),
+        block + 3: (0x01, r"blk\.2\.ffn_up\.weight, row 2, group 35 "),
+        block + 16: (0x80, r"blk\.2\.ffn_up\.weight, row 2, group 39 "),
+        block + 20: (0x01, r"blk\.2\.ffn_up\.weight, row 2, group 32 "),
         tensors_of(sherry_gguf_file)["token_embd.weight"].data_offset + 9: (0x01, r"token_embd\.weight: .*Q8_0"),
         tensors_of(sherry_gguf_file)["output_norm.weight"].data_offset: (0x01, r"output_norm\.weight: .*F32"),
     }

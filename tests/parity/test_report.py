@@ -13,7 +13,7 @@ from rich.console import Console
 
 from sherry_gguf.parity.measure import Divergence
 from sherry_gguf.parity.report import Limits, Report, Step, TokenCheck
-from sherry_gguf.parity.weights import WeightCheck
+from sherry_gguf.weight_check import WeightCheck
 
 DIVERGENCE = Divergence(
     positions=1020,

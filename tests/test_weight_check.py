@@ -7,8 +7,8 @@ import pytest
 
 from sherry_gguf.blocks import expand, pack
 from sherry_gguf.format import BLOCK_BYTES, QS_BYTES
-from sherry_gguf.parity.weights import WeightCheck, compare
 from sherry_gguf.quantize import quantize
+from sherry_gguf.weight_check import WeightCheck, compare
 
 ROWS, K = 5, 384
 NAME = "blk.0.attn_q.weight"
