@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import traceback
 from pathlib import Path
 
 from rich.console import Console
@@ -33,24 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Flags are those of llama.cpp's convert_hf_to_gguf.py and llama-quantize where these have them."""
     parser.add_argument("model", type=Path, help="directory of the checkpoint, or a torch state dict (with --config)")
     parser.add_argument("--outfile", type=Path, help="default: in the model's directory, named after the model")
-    parser.add_argument(
-        "--config", type=Path, metavar="DIR", help="where config.json and the tokenizer are, if elsewhere"
-    )
-
-    what = parser.add_argument_group("what the weights are (default: config.json, or read off baked weights)")
-    what.add_argument(
-        "--granularity", choices=("per_group", "per_channel", "per_tensor"), help="which weights share a scale"
-    )
-    what.add_argument("--group-size", type=int, metavar="N", help=f"weights per scale for per_group (default {BLOCK})")
-    what.add_argument(
-        "--sherry-layers",
-        metavar="REGEX",
-        default=SHERRY_LAYERS,
-        help="names of the quantized layers in the checkpoint",
-    )
-    what.add_argument(
-        "--allow-lossy", action="store_true", help="quantize a model that is not Sherry; says what it costs"
-    )
+    configure_source(parser)
 
     types = parser.add_argument_group("types of tensors", description=_TYPES)
     types.add_argument("--token-embedding-type", metavar="TYPE", help=f"default {DEFAULT_EMBEDDING_TYPE}")
@@ -69,7 +53,46 @@ def configure(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--force", action="store_true", help="replace an existing outfile")
     out.add_argument("--no-verify", action="store_true", help="do not read the file back and compare it")
     out.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
-    out.add_argument("--verbose", action="store_true", help="show what llama.cpp's converter says, and tracebacks")
+    out.add_argument(
+        "--verbose", action="store_true", help="show what llama.cpp's converter says, and where an error came from"
+    )
+
+
+def configure_source(parser: argparse.ArgumentParser) -> None:
+    """How a checkpoint is read: for every command that reads one, so that all read it alike."""
+    source = parser.add_argument_group("how the checkpoint is read (default: config.json, or off baked weights)")
+    source.add_argument(
+        "--config", type=Path, metavar="DIR", help="where config.json and the tokenizer are, if elsewhere"
+    )
+    source.add_argument(
+        "--granularity", choices=("per_group", "per_channel", "per_tensor"), help="which weights share a scale"
+    )
+    source.add_argument(
+        "--group-size", type=int, metavar="N", help=f"weights per scale for per_group (default {BLOCK})"
+    )
+    source.add_argument(
+        "--sherry-layers",
+        metavar="REGEX",
+        default=SHERRY_LAYERS,
+        help="names of the quantized layers in the checkpoint",
+    )
+    source.add_argument(
+        "--allow-lossy",
+        action="store_true",
+        help="quantize a model that is not Sherry, which changes its weights: convert says how much, "
+        "parity compares with the quantized model",
+    )
+
+
+def granularity_of(args: argparse.Namespace) -> Granularity | None:
+    """What ``configure_source``'s flags declare, None if nothing; SherryError for flags that contradict each other."""
+    if args.granularity is None and args.group_size is None:
+        return None
+    if args.granularity in (None, "per_group"):
+        return parse_granularity("per_group", BLOCK if args.group_size is None else args.group_size)
+    if args.group_size is not None:
+        raise SherryError(f"--group-size belongs to per_group, not to {args.granularity}")
+    return parse_granularity(args.granularity)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
             args.model,
             args.outfile,
             config_dir=args.config,
-            granularity=_granularity(args),
+            granularity=granularity_of(args),
             sherry_layers=check_regex(args.sherry_layers),
             allow_lossy=args.allow_lossy,
             types=TypeChoice(
@@ -98,23 +121,11 @@ def run(args: argparse.Namespace) -> int:
         )
     except SherryError:
         if args.verbose:
-            logging.exception("while converting")
+            traceback.print_exc()
         raise
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False, emoji=False)  # names of files are no markup
     print_report(report, console)
     console.print("dry run: nothing written" if args.dry_run else f"wrote {report.outfile}", highlight=False)
     if not args.dry_run:
         console.print(str(report.verdict or "not verified (--no-verify)"), highlight=False)
     return 0
-
-
-def _granularity(args: argparse.Namespace) -> Granularity | None:
-    if args.granularity is None:
-        if args.group_size is None:
-            return None
-        return parse_granularity("per_group", args.group_size)
-    if args.granularity == "per_group":
-        return parse_granularity("per_group", BLOCK if args.group_size is None else args.group_size)
-    if args.group_size is not None:
-        raise SherryError(f"--group-size belongs to per_group, not to {args.granularity}")
-    return parse_granularity(args.granularity)

@@ -2,4 +2,4 @@ import sys
 
 from sherry_gguf.cli import run_command
 
-sys.exit(run_command("parity", prog="python -m sherry_gguf.parity"))
+sys.exit(run_command("parity"))

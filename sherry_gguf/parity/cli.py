@@ -14,12 +14,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sherry_gguf.checkpoint import parse_granularity
-from sherry_gguf.convert.plan import SHERRY_LAYERS
+from sherry_gguf.convert.cli import configure_source, granularity_of
 from sherry_gguf.convert.types import check_regex
 from sherry_gguf.errors import SherryError
-from sherry_gguf.format import BLOCK
-from sherry_gguf.quantize import Granularity
 
 # A few times what the shipped checkpoint (5.8 M parameters, Q8_0 embedding) shows on its held-out text: 0.01%, 0.0004
 # and 98.2%. Room for other models, yet not for wrong weights: one scale for two blocks already gives 0.016 and 89%.
@@ -48,11 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--json", nargs="?", const="-", metavar="FILE", help="write the figures as JSON; to stdout instead of the table"
     )
 
-    what = parser.add_argument_group("how the checkpoint is read, as in convert")
-    what.add_argument("--config", type=Path, metavar="DIR")
-    what.add_argument("--granularity", choices=("per_group", "per_channel", "per_tensor"))
-    what.add_argument("--group-size", type=int, metavar="N")
-    what.add_argument("--sherry-layers", metavar="REGEX", default=SHERRY_LAYERS)
+    configure_source(parser)
 
     limits = parser.add_argument_group("limits, the file against PyTorch")
     limits.add_argument(
@@ -79,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
     logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)  # the conversion has shown its warnings
     report = parity(
-        Source(args.model, args.config, _granularity(args), check_regex(args.sherry_layers)),
+        Source(args.model, args.config, granularity_of(args), check_regex(args.sherry_layers)),
         args.gguf,
         args.text,
         Limits(args.max_ppl_diff, args.max_kld, args.min_top1),
@@ -97,14 +90,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         if args.json is not None:
             _write(Path(args.json), text)
-        report.show(Console(soft_wrap=True))
+        report.show(Console(soft_wrap=True, markup=False, emoji=False))  # names of files are no markup
     return 1 if report.failures() else 0
-
-
-def _granularity(args: argparse.Namespace) -> Granularity | None:
-    if args.granularity is None and args.group_size is None:
-        return None
-    return parse_granularity(args.granularity or "per_group", args.group_size or BLOCK)
 
 
 def _write(path: Path, text: str) -> None:

@@ -114,7 +114,10 @@ class Report:
         return fields
 
     def show(self, console: Console) -> None:
-        """The tables and the verdict for people; plain text where the console is no terminal."""
+        """The tables and the verdict for people; plain text where the console is no terminal.
+
+        ``console`` must not read markup: names of files may have brackets.
+        """
         console.print(
             f"{self.gguf} in llama.cpp against {self.model} in PyTorch (fp32), on {self.text}: "
             f"{self.chunks} chunks of {self.ctx_size} tokens, {self.total.positions:,} predictions",

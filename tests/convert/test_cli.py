@@ -37,6 +37,7 @@ def test_converts_and_says_so(command, tiny_checkpoint, tmp_path, sherry_gguf_fi
         (["absent"], "absent: no such file or directory"),
         (["MODEL", "--granularity", "per_channel", "--group-size", "64"], "--group-size belongs to per_group"),
         (["MODEL", "--group-size", "-1"], "positive group size, got -1"),
+        (["MODEL", "--group-size", "0"], "positive group size, got 0"),
         (["MODEL", "--tensor-type", "ffn"], "'ffn' is not REGEX=TYPE"),
         (["MODEL", "--output-tensor-type", "q9"], "'q9' is no type"),
         (["MODEL", "--sherry-layers", "("], "no regular expression"),
@@ -53,6 +54,22 @@ def test_a_mistake_is_one_line(arguments, message, tiny_checkpoint, tmp_path):
     assert line.startswith("sherry-gguf convert: error: ")
     assert message in line
     assert not list(tmp_path.iterdir())
+
+
+def test_verbose_shows_where_an_error_came_from(tmp_path):
+    done = run("-m", "sherry_gguf.convert", "absent", "--verbose", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1] == "sherry-gguf convert: error: absent: no such file or directory"
+
+
+@pytest.mark.parametrize("name", ["a[bold]/o[red].gguf", "x[/y]/:heart:.gguf"])
+def test_names_are_no_markup(name, tiny_checkpoint, tmp_path):
+    outfile = tmp_path / name
+    outfile.parent.mkdir(parents=True)
+    done = run("-m", "sherry_gguf.convert", tiny_checkpoint, "--outfile", outfile, "--no-verify")
+    assert done.returncode == 0, done.stderr
+    assert f"wrote {outfile}\n" in done.stdout
 
 
 def test_bad_usage_is_argparse(tmp_path):

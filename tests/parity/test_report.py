@@ -11,43 +11,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sherry_gguf.parity.measure import Divergence
-from sherry_gguf.parity.report import Limits, Report, Step, TokenCheck
-from sherry_gguf.weight_check import WeightCheck
-
-DIVERGENCE = Divergence(
-    positions=1020,
-    base_perplexity=80.0,
-    other_perplexity=80.08,
-    perplexity_ratio=1.001,
-    perplexity_ratio_se=0.0002,
-    kld_mean=0.0005,
-    kld_mean_se=0.00001,
-    kld_p999=0.004,
-    same_top1=0.985,
-    same_top1_se=0.002,
-    max_logit_difference=0.3,
-)
-GOOD = Report(
-    model="model",
-    gguf="model.gguf",
-    text="text",
-    ctx_size=512,
-    chunks=4,
-    weights=WeightCheck(42, 1280, 0, 10, 0, 4.8e-4, None),
-    tokens=TokenCheck(2050, 2050, None),
-    steps=(Step("8-bit activations", DIVERGENCE), Step("other types", DIVERGENCE)),
-    limits=Limits(max_perplexity_change=0.15, max_kld=0.001, min_top1=98),
-)
+from sherry_gguf.parity.report import TokenCheck
 
 
-def with_total(**change):
-    return replace(GOOD, steps=(GOOD.steps[0], Step("other types", replace(DIVERGENCE, **change))))
+def with_total(report, **change):
+    first, last = report.steps
+    return replace(report, steps=(first, replace(last, divergence=replace(last.divergence, **change))))
 
 
-def test_all_limits_hold():
-    assert GOOD.failures() == []
-    assert GOOD.to_json()["ok"] is True
+def test_all_limits_hold(good_report):
+    assert good_report.failures() == []
+    assert good_report.to_json()["ok"] is True
 
 
 @pytest.mark.parametrize(
@@ -64,27 +38,31 @@ def test_all_limits_hold():
         ("tokens", {"first_difference": 7}, r"first differ at token 7$"),
     ],
 )
-def test_each_limit_fails_by_itself(part, change, words):
-    bad = with_total(**change) if part == "total" else replace(GOOD, **{part: replace(getattr(GOOD, part), **change)})
+def test_each_limit_fails_by_itself(part, change, words, good_report):
+    bad = (
+        with_total(good_report, **change)
+        if part == "total"
+        else replace(good_report, **{part: replace(getattr(good_report, part), **change)})
+    )
     (line,) = bad.failures()
     assert re.search(words, line)
     assert bad.to_json()["ok"] is False
 
 
-def test_json_has_no_nan():
-    bad = with_total(kld_mean=float("nan"), max_logit_difference=float("inf"))
+def test_json_has_no_nan(good_report):
+    bad = with_total(good_report, kld_mean=float("nan"), max_logit_difference=float("inf"))
     text = json.dumps(bad.to_json(), allow_nan=False)
     assert json.loads(text)["total"]["kld_mean"] is None
     assert json.loads(text)["total"]["perplexity_ratio"] == 1.001
     assert json.loads(text)["steps"][0] == {
         "cause": "8-bit activations",
-        "divergence": GOOD.to_json()["total"] | {"kld_mean": 0.0005, "max_logit_difference": 0.3},
+        "divergence": good_report.to_json()["total"] | {"kld_mean": 0.0005, "max_logit_difference": 0.3},
     }
 
 
-def test_the_table_fits_80_columns_and_is_plain():
+def test_the_table_fits_80_columns_and_is_plain(good_report):
     file = io.StringIO()
-    GOOD.show(Console(file=file, width=80, soft_wrap=True))
+    good_report.show(Console(file=file, width=80, soft_wrap=True, markup=False))
     text = file.getvalue()
     assert "\x1b" not in text
     tables = text.splitlines()[1:]
