@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 from rich.console import Console
@@ -38,7 +38,7 @@ class WrittenTensor:
 
     @property
     def n_weights(self) -> int:
-        return prod(self.shape)
+        return math.prod(self.shape)
 
     @property
     def tensor_class(self) -> str:
@@ -57,12 +57,12 @@ class Report:
     verdict: Verdict | None = None
 
     def bits_per_weight(self, type_name: str | None = None) -> float:
-        """Of all tensors, or of those of one type."""
-        chosen = [t for t in self.tensors if type_name in (None, t.type_name)]
-        return 8 * sum(t.n_bytes for t in chosen) / sum(t.n_weights for t in chosen)
+        """Of all tensors, or of those of one type; nan when there are none."""
+        return _bits_per_weight([t for t in self.tensors if type_name in (None, t.type_name)])
 
 
 def print_report(report: Report, console: Console) -> None:
+    """``console`` must not read markup: names of files and layers may have brackets."""
     table = Table(title=report.source, title_justify="left")
     for heading in ("class", "type"):
         table.add_column(heading)
@@ -83,10 +83,15 @@ def print_report(report: Report, console: Console) -> None:
         console.print(note, highlight=False)
 
 
+def _bits_per_weight(tensors: Sequence[WrittenTensor]) -> float:
+    weights = sum(t.n_weights for t in tensors)
+    return 8 * sum(t.n_bytes for t in tensors) / weights if weights else math.nan
+
+
 def _figures(tensors: Sequence[WrittenTensor]) -> tuple[str, str, str, str]:
     weights = sum(t.n_weights for t in tensors)
     n_bytes = sum(t.n_bytes for t in tensors)
-    return f"{len(tensors)}", f"{weights:,}", f"{8 * n_bytes / weights:.4g}", f"{n_bytes:,}"
+    return f"{len(tensors)}", f"{weights:,}", f"{_bits_per_weight(tensors):.4g}", f"{n_bytes:,}"
 
 
 def _loss_table(losses: dict[str, float]) -> Table:
