@@ -38,16 +38,22 @@ def fetch(cache: Path, pin: Pin) -> Path:
     where = cache / f"{PARTIAL}download"
     shutil.rmtree(where, ignore_errors=True)
     where.mkdir(parents=True)
+    # pip asks an sdist's build backend for its metadata, that is, runs its code: the hash is checked before that
+    requirements = where / "requirements.txt"
+    requirements.write_text(f"{pin.sdist}=={pin.version} --hash=sha256:{pin.sha256}\n", encoding="utf-8")
     options = ["--no-deps", "--no-binary", pin.sdist, "--disable-pip-version-check", "--no-input", "--progress-bar=off"]
-    command = [sys.executable, "-m", "pip", "download", *options, "-d", str(where), f"{pin.sdist}=={pin.version}"]
+    options += ["--require-hashes", "-r", str(requirements), "-d", str(where / "sdist")]
+    command = [sys.executable, "-m", "pip", "download", *options]
     try:
         pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        if wrong := re.search(r"^\s*Got\s+([0-9a-f]{64})$", pip.stderr, re.MULTILINE):
+            raise _not_pinned("the sdist that pip found", wrong[1], pin)
         if pip.returncode != 0:
             raise SherryError(
                 f"pip could not fetch {pin} ({_reason(pip.stderr)}): check the network, or download that "
                 "sdist elsewhere and run `sherry-gguf build --sdist FILE`"
             )
-        [found] = where.iterdir()
+        [found] = (where / "sdist").iterdir()
         return add(cache, pin, found)
     finally:
         shutil.rmtree(where, ignore_errors=True)
@@ -60,10 +66,7 @@ def add(cache: Path, pin: Pin, file: Path) -> Path:
     except OSError as error:
         raise SherryError(f"cannot read {file}: {error.strerror}") from None
     if found != pin.sha256:
-        raise SherryError(
-            f"{file.name} has sha256 {found}, but the pin {pin} has {pin.sha256}: this is not the pinned file, it was "
-            "not kept; get it from an index that serves the original"
-        )
+        raise _not_pinned(file.name, found, pin)
     archive = archive_path(cache, pin)
     archive.parent.mkdir(parents=True, exist_ok=True)
     partial = archive.with_name(PARTIAL + archive.name)
@@ -106,6 +109,13 @@ def _sha256(file: Path) -> str:
         while chunk := data.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _not_pinned(what: str, found: str, pin: Pin) -> SherryError:
+    return SherryError(
+        f"{what} has sha256 {found}, but the pin {pin} has {pin.sha256}: this is not the pinned file, it was "
+        "not kept; get it from an index that serves the original"
+    )
 
 
 def _reason(stderr: str) -> str:

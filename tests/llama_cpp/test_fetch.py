@@ -57,6 +57,27 @@ def test_fetch_through_pip_keeps_the_checked_file(tiny: ModuleType, cache: Path,
     assert fetch.fetch(cache, pinned(archive)) == archive, "the second time it is not asked for"
 
 
+def test_fetch_runs_nothing_of_another_file(tiny: ModuleType, cache: Path, index: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    members = {
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+        "backend.py": f"open({str(ran)!r}, 'w').close()\n{BACKEND}",
+        "PKG-INFO": "Name: tiny-cpp\nVersion: 1.0\n",
+    }
+    file = tiny.write_sdist(
+        index / "tiny_cpp-1.0.tar.gz", {f"tiny_cpp-1.0/{name}": text for name, text in members.items()}
+    )
+    pin = pinned(file)
+    cache.mkdir()
+    with pytest.raises(SherryError, match=f"has sha256 {pin.sha256}, but the pin .* has {'0' * 64}: this is") as error:
+        fetch.fetch(cache, replace(pin, sha256="0" * 64))
+    assert "\n" not in str(error.value)
+    assert not ran.exists()
+    assert not list(cache.rglob("*.tar.gz"))
+    fetch.fetch(cache, pin)
+    assert ran.exists(), "pip does run the backend of the pinned file"
+
+
 def test_fetch_refuses_another_file_and_keeps_nothing(cache: Path, sdist: Path, patches: PatchSet) -> None:
     other = replace(patches.pin, sha256="0" * 64)
     with pytest.raises(SherryError, match=f"tiny_cpp-1.0.tar.gz has sha256 {patches.pin.sha256}.*pin.*{'0' * 64}"):
