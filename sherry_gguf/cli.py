@@ -26,7 +26,7 @@ COMMANDS = {
 def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run one command on argv (default: the process's) and return its exit status.
 
-    Bad input (SherryError) is one line on stderr and status 1; bad usage is argparse's status 2.
+    Bad input (SherryError) is one line on stderr and status 1, and so is an OSError; bad usage is argparse's status 2.
     """
     module = importlib.import_module(COMMANDS[name][0])
     parser = argparse.ArgumentParser(prog=prog or f"sherry-gguf {name}", description=module.__doc__)
@@ -44,6 +44,11 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
         # the reader of our output went away (`| head`): nothing to say, and no second error at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        # what no command foresaw: a disk that is full, a file that cannot be read
+        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        print(f"{parser.prog}: error: {' '.join(what.split())}", file=sys.stderr)
+        return 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

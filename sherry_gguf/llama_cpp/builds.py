@@ -8,7 +8,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,8 +116,10 @@ def find_build(*, patches: PatchSet | None = None) -> Build:
     Up to date: of the present patch and, with --source, the present state of that checkout, and for this
     processor. Before the command was ever used it is the default build. Raises SherryError with the command to run.
     """
+    patches = patches or PatchSet.load()
     config = Config.load(cache_dir() / LAST)
-    found = _find(patches or PatchSet.load(), config)
+    with _way_back(config):
+        found = _find(patches, config)
     if found is None:
         raise SherryError(f"no up-to-date build of llama.cpp in {cache_dir()}: run `{config.command()}`")
     return found
@@ -124,12 +127,30 @@ def find_build(*, patches: PatchSet | None = None) -> Build:
 
 def remember(source: Path | None, defines: Sequence[str]) -> None:
     """Make the build with these arguments the one that find_build() finds."""
-    Config.of(source, tuple(defines)).save(cache_dir() / LAST)
+    config, file = Config.of(source, tuple(defines)), cache_dir() / LAST
+    if not file.is_file() or Config.load(file) != config:
+        with locked():
+            config.save(file)
 
 
-def remembered_source() -> Path | None:
-    """The checkout of the build that find_build() finds, None for the pin."""
-    return Config.load(cache_dir() / LAST).checkout
+def find_source() -> Path:
+    """The patched tree of what `sherry-gguf build` was asked for last, the pin's before; made if need be."""
+    config = Config.load(cache_dir() / LAST)
+    with _way_back(config):
+        return tree.source(config.checkout)
+
+
+@contextmanager
+def _way_back(config: Config) -> Iterator[None]:
+    """Where the checkout of the last build is gone or no longer fits, say how to do without it."""
+    try:
+        yield
+    except SherryError as error:
+        if config.source is None:
+            raise
+        raise SherryError(
+            f"{error} (the last build was of this checkout: `sherry-gguf build` goes back to the pin)"
+        ) from None
 
 
 def _build_name(tree_name: str, config: Config) -> str:
@@ -142,10 +163,12 @@ def _find(patches: PatchSet, config: Config) -> Build | None:
     name = tree.tree_name(patches, config.checkout)
     path = cache / _build_name(name, config)
     try:
-        targets = json.loads((path / STAMP).read_text(encoding="utf-8"))["targets"]
-        return Build(used(path) / "bin", used(cache / name), tuple(targets))
-    except FileNotFoundError:  # no complete build, or its tree was removed
+        targets = tuple(json.loads((path / STAMP).read_text(encoding="utf-8"))["targets"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no complete build
         return None
+    if not (cache / name).is_dir():
+        return None
+    return Build(used(path) / "bin", used(cache / name), targets)
 
 
 def _publish(built: Path, to: Path, targets: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ A directory is made under another name and renamed when it is complete, so what 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -23,15 +24,26 @@ from pathlib import Path
 
 import platformdirs
 
+from sherry_gguf.errors import SherryError
+
 KEPT = 4  # directories kept of each kind, the last used ones; one is 20 MB (build) to 400 MB (work)
 PARTIAL = "partial-"  # names of what is not complete
 
 
 def cache_dir() -> Path:
-    """The cache directory, created: $SHERRY_GGUF_CACHE, or the platform's place for ``sherry-gguf``."""
-    path = Path(os.environ.get("SHERRY_GGUF_CACHE") or platformdirs.user_cache_dir("sherry-gguf")).expanduser()
-    path.mkdir(parents=True, exist_ok=True)
-    return path.resolve()
+    """The cache directory, created: $SHERRY_GGUF_CACHE, or the platform's place for ``sherry-gguf``.
+
+    Raises SherryError if there cannot be one. One that can only be read will do for what is in it already.
+    """
+    path = Path(os.environ.get("SHERRY_GGUF_CACHE") or platformdirs.user_cache_dir("sherry-gguf"))
+    try:
+        path = path.expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+        return path.resolve()
+    except OSError as error:
+        raise _unusable(path, error.strerror) from None
+    except RuntimeError as error:  # ~user without a home
+        raise _unusable(path, str(error)) from None
 
 
 def say(text: str) -> None:
@@ -46,24 +58,36 @@ def key(*parts: str) -> str:
 
 def used(path: Path) -> Path:
     """Note that a directory was used now, see keep_recent."""
-    with suppress(PermissionError):  # a cache that somebody else keeps
+    with suppress(OSError):  # a cache that somebody else keeps, or on a read-only file system
         os.utime(path)
     return path
 
 
 @contextmanager
 def locked() -> Iterator[Path]:
-    """Hold the cache for writing, and yield its path. Another process's turn is waited for, and said."""
+    """Hold the cache for writing, and yield its path. Another process's turn is waited for, and said.
+
+    Raises SherryError if the cache cannot be written to, or is full.
+    """
     cache = cache_dir()
-    with open(cache / "lock", "w") as file:
+    try:
+        file = open(cache / "lock", "w")  # noqa: SIM115 - closed below; errors of the block are not errors of this
+    except OSError as error:
+        raise _unusable(cache, error.strerror) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             say(f"waiting for another process that is building in {cache}")
             fcntl.flock(file, fcntl.LOCK_EX)
         for left in cache.glob(f"{PARTIAL}*"):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        yield cache
+            _remove(left)
+        try:
+            yield cache
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise _unusable(cache, error.strerror) from None
+            raise
 
 
 @contextmanager
@@ -88,3 +112,16 @@ def keep_recent(cache: Path) -> None:
             gone = old.with_name(PARTIAL + old.name)
             old.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a directory as far as possible."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _unusable(cache: Path, reason: str | None) -> SherryError:
+    return SherryError(f"cannot write to the cache {cache}: {reason}; set SHERRY_GGUF_CACHE to another directory")

@@ -63,7 +63,7 @@ class Config:
             return cls.of(None, ())
 
     def save(self, file: Path) -> None:
-        """Write it as JSON, atomically."""
+        """Write it as JSON, atomically. Needs the cache's lock."""
         partial = file.with_name(f"partial-{file.name}")
         partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
         partial.replace(file)

@@ -113,7 +113,7 @@ def _digest(checkout: Path) -> str:
     contents = (hashlib.sha256((checkout / name).read_bytes()).hexdigest() for name in names)
     digest = key(*(f"{name} {stat.st_mode} {content}" for (name, stat), content in zip(stats, contents, strict=True)))
     partial = note.with_name(f"{PARTIAL}{note.name}-{os.getpid()}")
-    with suppress(PermissionError):
+    with suppress(OSError):  # the note only saves time
         partial.write_text(f"{state} {digest}", encoding="utf-8")
         partial.replace(note)
     return digest

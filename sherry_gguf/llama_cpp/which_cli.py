@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from sherry_gguf.llama_cpp.builds import find_build, remembered_source
-from sherry_gguf.llama_cpp.tree import source
+from sherry_gguf.llama_cpp.builds import find_build, find_source
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,5 +18,5 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one path on stdout, and nothing else."""
-    print(source(remembered_source()) if args.source else find_build().program(args.name))
+    print(find_source() if args.source else find_build().program(args.name))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -91,6 +92,42 @@ def test_defines_and_flags_are_other_builds(cache: Path, fetched: PatchSet, monk
     assert build(["hello"], patches=fetched) != plain
     with pytest.raises(SherryError, match="-D EXTRA: expected NAME=VALUE"):
         build(["hello"], defines=["EXTRA"], patches=fetched)
+
+
+@pytest.mark.parametrize("stamp", ["", '{"targets": ["hel', "[]", "{}"])
+def test_a_damaged_stamp_is_no_build(cache: Path, fetched: PatchSet, stamp: str) -> None:
+    made = build(["hello"], patches=fetched)
+    (made.bin_dir.parent / builds.STAMP).write_text(stamp)
+    with pytest.raises(SherryError, match="no up-to-date build"):
+        find_build(patches=fetched)
+    assert build(["hello"], patches=fetched) == made
+
+
+def test_a_build_without_its_tree_is_no_build(cache: Path, fetched: PatchSet) -> None:
+    made = build(["hello"], patches=fetched)
+    shutil.rmtree(made.source)
+    with pytest.raises(SherryError, match="no up-to-date build"):
+        find_build(patches=fetched)
+
+
+def test_a_build_in_a_read_only_cache_is_found(
+    cache: Path, checkout: Path, patches: PatchSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(["hello"], source=checkout, patches=patches)
+    builds.remember(checkout, ())
+
+    def refuse(*arguments: object, **more: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("utime", "replace", "rename", "unlink"):
+        monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setattr(Path, "write_text", refuse)
+    os_stat = (checkout / "src/hello.c").stat()
+    (checkout / "src/hello.c").write_bytes((checkout / "src/hello.c").read_bytes())  # a new time, to be noted
+    assert (checkout / "src/hello.c").stat().st_mtime_ns != os_stat.st_mtime_ns
+    assert find_build(patches=patches) == made
+    assert build(["hello"], source=checkout, patches=patches) == made
+    builds.remember(checkout, ())  # nothing to write
 
 
 def test_remember_chooses_what_find_build_finds(cache: Path, fetched: PatchSet) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -55,6 +56,7 @@ def test_an_interrupt_leaves_no_tree(cache: Path, fetched: PatchSet, monkeypatch
             source(patches=fetched)
     assert not list(cache.glob("*source*"))
     (cache / "partial-source-x").mkdir()  # of a process that was killed
+    (cache / "partial-checkout-x-1").touch()
     assert source(patches=fetched).is_dir()
     assert not list(cache.glob("partial-*"))
 
@@ -151,6 +153,20 @@ def test_one_writer_at_a_time(cache: Path, capsys: pytest.CaptureFixture[str]) -
         events.append("first")
     thread.join(timeout=10)
     assert events == ["first", "second"]
+
+
+def test_a_full_disk_names_the_cache(cache: Path) -> None:
+    named = pytest.raises(SherryError, match=r"cannot write to the cache .*: No space left .*SHERRY_GGUF_CACHE")
+    with named, caches.locked():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(FileNotFoundError), caches.locked():
+        (cache / "nothing").read_bytes()
+
+
+def test_a_cache_without_a_place_for_the_lock(cache: Path) -> None:
+    (cache / "lock").mkdir(parents=True)
+    with pytest.raises(SherryError, match=r"cannot write to the cache .*: Is a directory"), caches.locked():
+        pass
 
 
 def test_the_cache_keeps_the_last_used(cache: Path) -> None:
