@@ -27,7 +27,9 @@ def test_llama_cli_answers_one_turn(runtime, sherry_gguf_file):
     cli = runtime.program("llama-cli")
     done = run(cli, "-m", sherry_gguf_file, "-p", PROMPT, "-n", 16, "--seed", 1, "--single-turn")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert PROMPT in done.stdout
+    answer = re.search(re.escape(PROMPT) + r"\n(.*)\[ Prompt:", done.stdout, re.DOTALL)
+    assert answer is not None, done.stdout
+    assert len(re.findall(r"\w+", answer[1])) > 4
 
 
 def test_llama_completion_goes_on(runtime, sherry_gguf_file):
