@@ -121,16 +121,25 @@ def pack_exact(weights: F32) -> U8:
     Every group of 4 has one zero and three weights of the block's one magnitude, an fp16 number; or the block is
     all zero. Raises SherryError, naming row and group, for anything that the blocks would not give back as it is.
     """
-    rows, k = weights.shape
-    scales = np.abs(weights).reshape(rows, -1, math.gcd(k, BLOCK)).max(axis=-1)
-    blocks = pack(grid_codes(weights), scales)
+    codes, magnitudes, _ = read_grid(weights, math.gcd(weights.shape[1], BLOCK))
+    blocks = pack(codes, magnitudes)
     wrong = dequantize(blocks) != weights
     if wrong.any():
         raise SherryError(
             f"{np.count_nonzero(wrong)} weights are not on SHERRY's grid, the first in "
-            f"{place(int(np.argmax(wrong)) // GROUP, k)}; quantize them first (sherry_gguf.quantize)"
+            f"{place(int(np.argmax(wrong)) // GROUP, weights.shape[1])}; quantize them first (sherry_gguf.quantize)"
         )
     return blocks
+
+
+def read_grid(weights: F32, span: int) -> tuple[U8, F32, npt.NDArray[np.bool_]]:
+    """float32[rows, k] -> codes uint8[rows, k/4], magnitudes float32[rows, k/span], wrong bool[rows, k].
+
+    ``wrong`` are the weights that codes and magnitudes would not give back.
+    """
+    codes = grid_codes(weights)
+    magnitudes = np.abs(weights).reshape(len(weights), -1, span).max(axis=-1)
+    return codes, magnitudes, expand(codes, magnitudes) != weights
 
 
 _POWERS_OF_THREE = np.array([1, 3, 9, 27], dtype=np.uint8)

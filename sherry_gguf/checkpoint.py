@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -193,14 +195,29 @@ def _shards(directory: Path) -> list[Path]:
         return [single]
     found = sorted(directory.glob("model*.safetensors"))
     if found:
+        for path in found:
+            _require_all_parts(path, {other.name for other in found})
         return found
     other = sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")])
+    if any(_PART.search(path.name) for path in other):
+        raise SherryError(f"{directory}: is a sharded torch checkpoint; save it as safetensors (save_pretrained)")
     if other:
         raise SherryError(
             f"{directory}: no model.safetensors; to convert the state dict, "
             f"name the file itself: {other[0]} --config {directory}"
         )
-    raise SherryError(f"{directory}: no model.safetensors in this directory")
+    raise SherryError(f"{directory}: no model.safetensors in this directory; name a checkpoint's own")
+
+
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.")
+
+
+def _require_all_parts(path: Path, names: set[str]) -> None:
+    if part := _PART.search(path.name):
+        for number in range(1, int(part[2]) + 1):
+            name = f"{path.name[: part.start(1)]}{number:05}{path.name[part.end(1) :]}"
+            if name not in names:
+                raise SherryError(f"{path.parent}: the shard {name} is missing; download it again")
 
 
 def _weight_map(directory: Path) -> dict[str, str]:
@@ -226,7 +243,8 @@ class _StateDict:
 
     def __init__(self, path: Path) -> None:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # only the zip format, torch's own since 1.6, can be mapped
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except pickle.UnpicklingError as error:
             raise SherryError(
                 f"{path}: holds more than tensors, and loading that could run code; save the model's state_dict() alone"

@@ -65,6 +65,7 @@ def _add_member(enum: type[IntEnum], name: str, value: int) -> IntEnum:
     member = int.__new__(enum, value)
     member._name_ = name
     member._value_ = value
+    type.__setattr__(enum, name, member)  # from Python 3.12 on, attribute access no longer asks the map
     enum._member_map_[name] = member
     enum._value2member_map_[value] = member
     enum._member_names_.append(name)

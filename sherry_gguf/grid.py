@@ -16,6 +16,9 @@ Bool = npt.NDArray[np.bool_]
 
 # A float matrix has few exact zeros, a 3:4 sparse one a quarter. In between nothing is known to exist.
 _SPARSE = 0.1
+# A matrix belongs to a grid even if a few of its groups or runs were damaged; reading it then names the place.
+_MOST_GROUPS = 0.99
+_MOST_RUNS = 0.9
 _STRIDE = 16  # STQ1_0's groups take every 16th weight of a run of 64 (llama.cpp PR 22836)
 
 
@@ -59,8 +62,8 @@ def detect(weights: F32) -> Grid:
 
 
 def _one_zero_each(groups: Bool, exempt: Bool) -> bool:
-    """zero bool[n, 4], exempt bool[n] (groups of an all-zero block) -> does every other group have one zero?"""
-    return bool(((groups.sum(axis=1) == 1) | exempt).all())
+    """zero bool[n, 4], exempt bool[n] (groups of an all-zero block) -> do almost all others have one zero?"""
+    return bool(((groups.sum(axis=1) == 1) | exempt).mean() >= _MOST_GROUPS)
 
 
 def _empty_blocks(zero: Bool) -> Bool:
@@ -70,13 +73,13 @@ def _empty_blocks(zero: Bool) -> Bool:
 
 
 def _shared_magnitudes(weights: F32) -> Granularity | None:
-    """The coarsest granularity at which all non-zero magnitudes of a run are equal; None if not even 8 are."""
+    """The coarsest granularity at which almost all runs have one non-zero magnitude; None if not even 8 weights do."""
     rows, k = weights.shape
     magnitudes = np.abs(weights)
 
     def constant(runs: F32) -> bool:
         largest = runs.max(axis=1, keepdims=True)
-        return bool(((runs == largest) | (runs == 0)).all())
+        return bool(((runs == largest) | (runs == 0)).all(axis=1).mean() >= _MOST_RUNS)
 
     if constant(magnitudes.reshape(1, -1)) and rows > 1:
         return Granularity("per_tensor")

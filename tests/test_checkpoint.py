@@ -63,6 +63,12 @@ def test_shards(tiny_checkpoint, tmp_path):
         Checkpoint(tmp_path)
 
 
+def test_a_missing_shard_without_an_index(tmp_path):
+    write(tmp_path, name="model-00001-of-00002.safetensors")
+    with pytest.raises(SherryError, match=r"shard model-00002-of-00002\.safetensors is missing"):
+        Checkpoint(tmp_path)
+
+
 def test_a_tensor_in_two_shards_is_refused(tmp_path):
     write(tmp_path, name="model-1.safetensors")
     write(tmp_path, name="model-2.safetensors")
@@ -79,6 +85,8 @@ def test_state_dict(tiny_checkpoint, tmp_path):
     assert set(checkpoint.names) == set(state)
     assert torch.equal(checkpoint.load(WEIGHT), state[WEIGHT])
     assert torch.equal(checkpoint.head(WEIGHT, 2), state[WEIGHT][:2])
+    torch.save(state, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(Checkpoint(tmp_path / "legacy.pt", tiny_checkpoint).load(WEIGHT), state[WEIGHT])
     with pytest.raises(SherryError, match="--config DIR"):
         Checkpoint(tmp_path / "x_fake_quant_model.pt")
 
@@ -116,6 +124,9 @@ def test_files_that_are_no_checkpoints(tmp_path, tiny_checkpoint):
         Checkpoint(empty)
     (empty / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(SherryError, match=r"name the file itself: .*pytorch_model\.bin --config"):
+        Checkpoint(empty)
+    (empty / "pytorch_model-00001-of-00002.bin").write_bytes(b"")
+    with pytest.raises(SherryError, match="sharded torch checkpoint"):
         Checkpoint(empty)
 
 

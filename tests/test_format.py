@@ -28,4 +28,4 @@ def test_all_patterns_differ_and_have_one_zero():
 
 def test_sizes():
     assert fmt.BLOCK_BYTES == 22
-    assert fmt.BITS_PER_WEIGHT == 1.375
+    assert fmt.BLOCK_BYTES * 8 / fmt.BLOCK == 1.375

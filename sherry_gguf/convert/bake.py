@@ -7,26 +7,18 @@ it was trained, so they are settled here; rows that already lie on the grid stay
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from sherry_gguf.blocks import expand, grid_codes, round_scales
+from sherry_gguf.blocks import expand, read_grid, round_scales
 from sherry_gguf.convert.plan import Source
 from sherry_gguf.errors import SherryError
 from sherry_gguf.format import BLOCK, GROUP
 from sherry_gguf.quantize import Granularity, Quantized, place, quantize
 
 F32 = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What forcing a plain matrix onto the grid cost: |w_q - w| / |w|, Frobenius norms, as the file has w_q."""
-
-    relative_error: float
 
 
 def quantize_layer(weights: F32, source: Source, granularity: Granularity) -> Quantized:
@@ -50,10 +42,10 @@ def bake(weights: torch.Tensor, source: Source, granularity: Granularity, *, fp1
     return torch.from_numpy(baked.reshape(weights.shape))
 
 
-def loss_of(weights: torch.Tensor, baked: torch.Tensor) -> Loss:
-    """Both [..., rows, k]."""
+def relative_error(weights: torch.Tensor, baked: torch.Tensor) -> float:
+    """What forcing a plain layer onto the grid cost: |baked - weights| / |weights|, Frobenius norms."""
     difference = torch.linalg.vector_norm(baked - weights, dtype=torch.float64)
-    return Loss(float(difference / torch.linalg.vector_norm(weights, dtype=torch.float64).clamp_min(1e-300)))
+    return float(difference / torch.linalg.vector_norm(weights, dtype=torch.float64).clamp_min(1e-300))
 
 
 def _read_grid(weights: F32) -> Quantized:
@@ -61,12 +53,10 @@ def _read_grid(weights: F32) -> Quantized:
 
     The magnitudes may be shared by fewer weights than a block has; SherryError if not even by 8.
     """
-    rows, k = weights.shape
+    k = weights.shape[1]
     span = math.gcd(k, BLOCK)
-    codes = grid_codes(weights)
     while True:
-        scales = np.abs(weights).reshape(rows, -1, span).max(axis=-1)
-        wrong = expand(codes, scales) != weights
+        codes, scales, wrong = read_grid(weights, span)
         if not wrong.any():
             return Quantized(codes, scales, 0)
         if span <= 2 * GROUP:

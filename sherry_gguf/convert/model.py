@@ -6,6 +6,8 @@ is driven through the methods that its own architectures override; nothing of it
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,9 +17,9 @@ from typing import Any
 import torch
 
 from sherry_gguf.checkpoint import Checkpoint
-from sherry_gguf.convert.bake import bake, loss_of
+from sherry_gguf.convert.bake import bake, relative_error
 from sherry_gguf.convert.plan import Layer, Plan
-from sherry_gguf.convert.types import OUTPUT, TOKEN_EMBEDDING, TypeChoice
+from sherry_gguf.convert.types import OUTPUT, TOKEN_EMBEDDING, TypeChoice, has_choice
 from sherry_gguf.errors import SherryError, naming
 from sherry_gguf.format import TYPE_NAME, VERSION, VERSION_KEY
 
@@ -46,6 +48,7 @@ def open_model(job: Job, outfile: Path, model_name: str | None = None, metadata:
     import gguf
     from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
 
+    logging.getLogger("hf-to-gguf").addFilter(_is_news)
     hparams = ModelBase.load_hparams(job.checkpoint.directory, False)
     architecture = get_model_architecture(hparams, ModelType.TEXT)
     try:
@@ -59,6 +62,11 @@ def open_model(job: Job, outfile: Path, model_name: str | None = None, metadata:
         model_name=model_name,
         metadata_override=metadata,
     )
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not: transformers 5 writes "rope_type": "default" for no scaling, which upstream warns of and then handles."""
+    return record.getMessage() != "Unknown RoPE type: default"
 
 
 def take_tensors(instance: Any) -> dict[str, Any]:
@@ -117,7 +125,8 @@ def _sherry_class(base: Any, job: Job) -> Any:
             if job.as_trained:
                 return gguf.GGMLQuantizationType.F32
             chosen = None
-            if n_dims > 1 and not new_name.endswith("_norm.weight"):
+            if has_choice(new_name, n_dims):
+                self.with_choice.append(new_name)
                 chosen = job.types.for_tensor(new_name, is_sherry=layer is not None)
             if chosen is None:
                 return super().tensor_force_quant(name, new_name, bid, n_dims)
@@ -130,8 +139,12 @@ def _sherry_class(base: Any, job: Job) -> Any:
         def prepare_tensors(self) -> None:
             self.chosen: dict[str, Any] = {}
             self.on_grid: set[str] = set()
+            self.with_choice: list[str] = []
             super().prepare_tensors()
             stored = {name: info.dtype for part in self.gguf_writer.tensors for name, info in part.items()}
+            require_whole_blocks(stored, self.block_count)
+            if not job.as_trained:
+                job.types.require_matches(self.with_choice)
             for name, wanted in self.chosen.items():
                 # Upstream warns and falls back to F16 where a row does not fit; here nothing falls back.
                 if stored[name] != wanted:
@@ -148,20 +161,53 @@ def _sherry_class(base: Any, job: Job) -> Any:
     return SherryModel
 
 
+# The matrices of a decoder block; what else is in one differs between the layers of some architectures.
+_LINEAR = re.compile(r"(attn_(q|k|v|qkv|output)|ffn_(gate|up|down)(_exps)?)\.weight$")
+
+
+def require_whole_blocks(names: Iterable[str], block_count: int) -> None:
+    """Raise SherryError if a block has no tensors, or lacks a matrix that a block alike has: a checkpoint in parts."""
+    blocks: dict[int, set[str]] = {number: set() for number in range(block_count)}
+    for name in names:
+        if name.startswith("blk."):
+            _, index, rest = name.split(".", 2)
+            blocks.setdefault(int(index), set()).add(rest)
+    for number, found in blocks.items():
+        # hybrid layers and dense layers among experts have other tensors, not fewer of the same
+        lacking = {name for other in blocks.values() if found < other for name in other - found if _LINEAR.search(name)}
+        if not found or lacking:
+            what = min(lacking) if found else "any tensor"
+            raise SherryError(
+                f"the checkpoint is not complete: layer {number} of {block_count} lacks {what}; download it again"
+            )
+
+
+def _load_finite(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """A tensor that is stored as it is. Raises SherryError for NaN and infinities, which no type should hold."""
+    tensor = checkpoint.load(name)
+    if tensor.is_floating_point() and not (finite := torch.isfinite(tensor)).all():
+        bad = torch.nonzero(~finite)
+        raise SherryError(
+            f"{name}: {len(bad)} weights are not finite, the first at {bad[0].tolist()}; "
+            f"the checkpoint is damaged, save it again"
+        )
+    return tensor
+
+
 def _lazy(lazy_type: Any, job: Job, name: str) -> Any:
     """The tensor as upstream wants it: a promise of known shape and dtype, kept when it is written."""
     info = job.checkpoint.info(name)
     layer = job.plan.layers.get(name)
     if layer is None:
         meta = lazy_type.meta_with_dtype_and_shape(info.dtype, info.shape)
-        return lazy_type(meta=meta, args=(name,), func=job.checkpoint.load)
+        return lazy_type(meta=meta, args=(name,), func=partial(_load_finite, job.checkpoint))
 
     def load_baked(name: str) -> torch.Tensor:
         with naming(name):
             weights = job.checkpoint.load(name)
             baked = bake(weights, layer.source, job.plan.granularity, fp16_scales=not job.as_trained)
             if layer.source == "lossy":
-                job.losses[name] = loss_of(weights, baked).relative_error
+                job.losses[name] = relative_error(weights, baked)
             return baked
 
     meta = lazy_type.meta_with_dtype_and_shape(torch.float32, info.shape)

@@ -51,6 +51,8 @@ def convert(
     The pinned llama.cpp's source is fetched on first use. Raises SherryError, and then leaves outfile as it was.
     """
     types = types or TypeChoice()
+    if metadata is not None and not metadata.is_file():
+        raise SherryError(f"{metadata}: no such file (--metadata)")
     if outfile is not None:
         _require_free(outfile, force or dry_run)
     llama_cpp.use_pinned_gguf()
@@ -71,9 +73,9 @@ def convert(
     with _temporary_beside(target) as temporary:
         with _upstream_errors(model):
             _write(instance, temporary, progress)
-        if verify:
-            as_trained = open_model(replace(job, as_trained=True, losses={}), target)
-            report = replace(report, verdict=verify_file(temporary, as_trained, progress))
+            if verify:
+                as_trained = open_model(replace(job, as_trained=True, losses={}), target)
+                report = replace(report, verdict=verify_file(temporary, as_trained, progress))
         os.replace(temporary, target)
     return report
 
@@ -122,6 +124,8 @@ def _upstream_errors(model: Path) -> Iterator[None]:
         yield
     except (SherryError, MemoryError):
         raise
+    except OSError as error:
+        raise SherryError(f"{error.filename or model}: {error.strerror or error}") from error
     except Exception as error:
         said = " ".join(str(error).split()) or "no message"
         raise SherryError(

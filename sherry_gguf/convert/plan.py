@@ -76,6 +76,7 @@ def make_plan(
     """Decide for every Sherry layer how it is read.
 
     granularity: what the user declares; it wins over config.json, and tells that latent weights are Sherry's.
+    allow_lossy: quantize what would be refused; what is Sherry's is still read as it was trained.
     Raises SherryError for a checkpoint that is not Sherry, saying what was seen and what would fit.
     """
     names = [name for name in checkpoint.names if re.search(sherry_layers, name)]
@@ -85,7 +86,7 @@ def make_plan(
             f"name the quantized linear layers of this architecture (--sherry-layers REGEX)"
         )
     grids = {name: _grid(checkpoint, name) for name in names}
-    declared = granularity or (None if allow_lossy else checkpoint.declared_granularity())
+    declared = granularity or _declared(checkpoint, allow_lossy)
     # Latents saved with their zeros applied have magnitudes of their own; quantizing them refuses any other sparsity.
     latents = (Kind.FLOAT,) if declared is None else (Kind.FLOAT, Kind.SPARSE)
     foreign = [name for name, grid in grids.items() if grid.kind not in (*latents, Kind.SHERRY)]
@@ -110,6 +111,15 @@ def make_plan(
             run = scales.run_length(rows, row_length)
         layers[name] = Layer(source, row_length, math.gcd(run, row_length, BLOCK))
     return Plan(layers, granularity)
+
+
+def _declared(checkpoint: Checkpoint, allow_lossy: bool) -> Granularity | None:
+    try:
+        return checkpoint.declared_granularity()
+    except SherryError:
+        if allow_lossy:
+            return None  # another method's weights are a plain model's here
+        raise
 
 
 def _grid(checkpoint: Checkpoint, name: str) -> Grid:

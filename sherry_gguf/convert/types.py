@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sherry_gguf.errors import SherryError
@@ -46,6 +46,15 @@ def check_regex(pattern: str) -> str:
     return pattern
 
 
+# What llama-quantize leaves in F32 or as it is, whatever types are asked for.
+_KEPT = re.compile(r"(_norm|ffn_gate_inp(_shexp)?|pos_embd|token_types|conv1d(_[a-z]+)?|shortconv\.conv)\.weight$")
+
+
+def has_choice(name: str, n_dims: int) -> bool:
+    """Whether a tensor of the file can get another type: a weight of two or more dimensions, no norm and no router."""
+    return n_dims > 1 and name.endswith(".weight") and not _KEPT.search(name)
+
+
 @dataclass(frozen=True)
 class TypeChoice:
     """What the user asked for, by GGUF tensor name; types as in NUMPY_TYPES and LIBRARY_TYPES.
@@ -68,6 +77,15 @@ class TypeChoice:
         if name in (TOKEN_EMBEDDING, OUTPUT):
             return DEFAULT_EMBEDDING_TYPE
         return TYPE_NAME if is_sherry else None
+
+    def require_matches(self, names: Iterable[str]) -> None:
+        """Raise SherryError if an override matches none of the tensors that have a choice: a typo, most likely."""
+        names = list(names)
+        for pattern, _ in self.overrides:
+            if not any(re.search(pattern, name) for name in names):
+                raise SherryError(
+                    f"--tensor-type {pattern!r} matches no tensor; there are names like {', '.join(names[:3])}"
+                )
 
     def separate_output(self) -> bool:
         """Whether a tied embedding needs a second tensor: the output's type was asked for, and differs."""

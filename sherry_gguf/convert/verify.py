@@ -24,6 +24,8 @@ class Verdict:
     other_tensors: int
 
     def __str__(self) -> str:
+        if not self.sherry.tensors:
+            return f"verified: {self.other_tensors} tensors equal; none is SHERRY"
         return (
             f"verified: {self.sherry.tensors} SHERRY tensors, {self.sherry.weights:,} weights, all codes equal the "
             f"checkpoint's, scales off by {self.sherry.max_scale_error:.1e} at most (half an fp16 ulp: 4.9e-04); "

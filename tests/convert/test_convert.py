@@ -309,6 +309,49 @@ def test_verification_catches_a_wrong_byte(tiny_checkpoint, sherry_gguf_file, tm
             check(tmp_path / "damaged.gguf")
 
 
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nothing_that_is_not_finite_is_written(tiny_checkpoint, tmp_path, name, value):
+    directory = tmp_path / "m"
+    shutil.copytree(tiny_checkpoint, directory)
+    state = load_file(directory / "model.safetensors")
+    state[name].view(-1)[5] = value
+    save_file(state, directory / "model.safetensors")
+    with pytest.raises(SherryError, match=rf"{name}: 1 weights are not finite"):
+        convert(directory, tmp_path / "x.gguf")
+    assert not list(tmp_path.glob("*.gguf*"))
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("model.layers.5.", "layer 5 of 6 lacks any tensor"),
+        ("layers.2.mlp.up_proj", "layer 2 of 6 lacks ffn_up.weight"),
+    ],
+)
+def test_an_incomplete_checkpoint_is_refused(tiny_checkpoint, tmp_path, lost, message):
+    state = load_file(tiny_checkpoint / "model.safetensors")
+    torch.save({name: tensor for name, tensor in state.items() if lost not in name}, tmp_path / "part.pt")
+    with pytest.raises(SherryError, match=f"not complete: {message}"):
+        convert(tmp_path / "part.pt", tmp_path / "x.gguf", config_dir=tiny_checkpoint)
+
+
+def test_routers_stay_f32_whatever_is_asked_for(random_checkpoint, sherry_config, tmp_path):
+    directory = random_checkpoint("Qwen3Moe", sherry=sherry_config)
+    report = convert(directory, tmp_path / "x.gguf", types=TypeChoice(overrides=[("blk", "f16")]))
+    kinds = {t.tensor_class: t.type_name for t in report.tensors}
+    assert kinds["router"] == kinds["norms"] == "F32"
+    assert kinds["experts"] == kinds["attention"] == "F16"
+    assert str(report.verdict).endswith("none is SHERRY")
+
+
+def test_a_typo_in_an_option_is_refused(tiny_checkpoint, tmp_path):
+    with pytest.raises(SherryError, match="'ffn_dwn' matches no tensor"):
+        convert(tiny_checkpoint, tmp_path / "x.gguf", types=TypeChoice(overrides=[("ffn_dwn", "f16")]))
+    with pytest.raises(SherryError, match=r"absent\.json: no such file"):
+        convert(tiny_checkpoint, tmp_path / "x.gguf", metadata=tmp_path / "absent.json")
+
+
 def test_dry_run_writes_nothing(tiny_checkpoint, tmp_path):
     report = convert(tiny_checkpoint, tmp_path / "x.gguf", dry_run=True)
     assert len(report.tensors) == 56

@@ -44,8 +44,8 @@ def test_memory_does_not_grow_with_the_model(random_checkpoint, sherry_config, t
         )
         command = [sys.executable, "-c", MEASURE, directory, tmp_path / f"{layers}.gguf"]
         peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    # Peaks of 3.6 and 2.7 times the largest tensor were seen: a few copies of one, however many layers there are.
     # The largest tensor is the embedding, 4096 x 1024. 14 layers more are over 20 times that in F32.
     largest = 4096 * 1024 * 4
     assert peaks[0] < 6 * largest
     assert peaks[1] < peaks[0] + largest
-    print([peak / largest for peak in peaks])

@@ -106,6 +106,22 @@ def test_other_grids_are_refused_with_what_fits(checkpoint, matrix, message):
     assert sources(make_plan(checkpoint(matrix()), allow_lossy=True)) == ["lossy"]
 
 
+def test_allow_lossy_still_reads_what_is_declared_as_it_was_trained(checkpoint):
+    plan = make_plan(checkpoint(floats(), ternary(), config=SHERRY), allow_lossy=True)
+    assert sources(plan) == ["latent", "lossy"]
+    assert plan.granularity == Granularity("per_channel")
+    plan = make_plan(checkpoint(floats(), config={**SHERRY, "quant_method": "twn"}), allow_lossy=True)
+    assert sources(plan) == ["lossy"]
+
+
+@pytest.mark.parametrize("row", [3, 100])
+def test_a_damaged_baked_layer_is_still_a_baked_layer(checkpoint, row):
+    """In the sample or behind it: reading the layer will name the place."""
+    weights = baked()
+    weights[row, 8:12] = 0, 0, 0.5, 0.1
+    assert sources(make_plan(checkpoint(weights))) == ["baked"]
+
+
 def test_another_method_in_config_is_refused(checkpoint):
     with pytest.raises(SherryError, match="tequila"):
         make_plan(checkpoint(floats(), config={**SHERRY, "quant_method": "tequila"}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sherry_gguf.convert.types import TypeChoice, parse_override, parse_type
+from sherry_gguf.convert.types import TypeChoice, has_choice, parse_override, parse_type
 from sherry_gguf.errors import SherryError
 
 
@@ -42,6 +42,27 @@ def test_overrides_and_their_order():
     assert choice.for_tensor("blk.0.ffn_down.weight", is_sherry=True) == "q4_K"
     assert choice.for_tensor("blk.0.ffn_up.weight", is_sherry=True) == "f32"
     assert choice.library_types() == {"q4_K"}
+
+
+def test_an_override_that_matches_nothing_is_refused():
+    choice = TypeChoice(overrides=[("ffn_up", "f16"), ("ffn_dwn", "f16")])
+    with pytest.raises(SherryError, match=r"'ffn_dwn' matches no tensor; there are names like blk\.0\.ffn_up"):
+        choice.require_matches(["blk.0.ffn_up.weight", "token_embd.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "n_dims", "expected"),
+    [
+        ("blk.0.ffn_up_exps.weight", 3, True),
+        ("token_embd.weight", 2, True),
+        ("blk.0.ffn_gate_inp.weight", 2, False),
+        ("blk.0.attn_q_norm.weight", 2, False),
+        ("blk.0.attn_q.bias", 1, False),
+        ("blk.0.ssm_conv1d.weight", 2, False),
+    ],
+)
+def test_routers_and_norms_have_no_choice(name, n_dims, expected):
+    assert has_choice(name, n_dims) is expected
 
 
 def test_a_tied_embedding_is_doubled_only_for_another_type():
