@@ -90,11 +90,11 @@ def unpack(blocks: U8) -> tuple[U8, F32]:
     if bad.any():
         row, block = divmod(int(np.argmax(bad)), n_blocks)
         raise SherryError(f"block {block} of row {row} has the scale {scales[row, block]}; the file is damaged")
-    codes = np.empty((rows, n_blocks, 2, QS_BYTES), dtype=np.uint8)
-    np.bitwise_and(fields["qs"], 0xF, out=codes[:, :, 0])
-    np.right_shift(fields["qs"], 4, out=codes[:, :, 1])
-    codes = codes.reshape(rows, n_blocks, GROUPS_PER_BLOCK)
-    codes |= np.unpackbits(np.ascontiguousarray(fields["signs"]), axis=-1, bitorder="little") << 4
+    halves = np.empty((rows, n_blocks, 2, QS_BYTES), dtype=np.uint8)
+    np.bitwise_and(fields["qs"], 0xF, out=halves[:, :, 0])
+    np.right_shift(fields["qs"], 4, out=halves[:, :, 1])
+    signs = np.unpackbits(np.ascontiguousarray(fields["signs"]), axis=-1, bitorder="little")
+    codes: U8 = halves.reshape(rows, n_blocks, GROUPS_PER_BLOCK) | signs << np.uint8(4)
     return codes.reshape(rows, n_blocks * GROUPS_PER_BLOCK), scales
 
 

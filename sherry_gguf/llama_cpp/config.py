@@ -28,6 +28,8 @@ DEFINES = (
     "LLAMA_OPENSSL=OFF",
     # the Metal backend claims to multiply by types it has no kernel for
     "GGML_METAL=OFF",
+    # on by default on macOS; a BLAS backend takes products of 32 tokens and more from the kernels, in floats
+    "GGML_BLAS=OFF",
 )
 ENVIRONMENT = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS")  # what cmake reads
 
