@@ -6,8 +6,10 @@ and stacks tensors of some architectures (the experts of Qwen3-MoE) while it loa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -36,11 +38,9 @@ def tokenize(checkpoint: Checkpoint, text: str) -> Text:
 
     Raises SherryError where the checkpoint has no tokenizer that transformers can load. Code in it is not run.
     """
-    try:
+    with _transformers_errors(checkpoint.directory, "no tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise SherryError(f"{checkpoint.directory}: transformers finds no tokenizer: {_one_line(error)}") from error
-    tokens = np.array(tokenizer(text, verbose=False)["input_ids"], dtype=np.int32)
+        tokens = np.array(tokenizer(text, verbose=False)["input_ids"], dtype=np.int32)
     bos = tokenizer.bos_token_id
     return Text(tokens, bos if bos is not None and len(tokens) and tokens[0] == bos else None)
 
@@ -69,22 +69,16 @@ def load(
     Raises SherryError for an architecture that transformers does not know, and for a checkpoint that lacks some of
     the model's tensors.
     """
-    try:
+    with _transformers_errors(checkpoint.directory, "no model of this config.json"):
         config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
         with torch.device("meta"):
             model_class = type(AutoModelForCausalLM.from_config(config))
-    except ValueError as error:
-        raise SherryError(f"{checkpoint.directory}: transformers cannot make this model: {_one_line(error)}") from error
-    try:
+    tensors = trained_weights(checkpoint, plan, fp16_scales=fp16_scales)
+    with _transformers_errors(checkpoint.path, "does not fit its config.json"):
         model, loaded = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=trained_weights(checkpoint, plan, fp16_scales=fp16_scales),
-            dtype=torch.float32,
-            output_loading_info=True,
+            None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
         )
-    except RuntimeError as error:
-        raise SherryError(f"{checkpoint.path}: does not fit its config.json: {_one_line(error)}") from error
+    del tensors
     if missing := sorted(loaded["missing_keys"]):
         raise SherryError(f"{checkpoint.path}: {len(missing)} tensors of the model are missing, as {missing[0]}")
     model.eval()
@@ -93,11 +87,20 @@ def load(
 
     @torch.inference_mode()
     def logits(tokens: I32) -> F32:
-        found: F32 = model(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].numpy()
+        with _transformers_errors(checkpoint.path, "cannot be run"):
+            found: F32 = model(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].numpy()
         return found
 
     return logits
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+@contextmanager
+def _transformers_errors(path: Path, what: str) -> Iterator[None]:
+    """transformers raises whatever comes up for a checkpoint that is not as it expects: make that one line."""
+    try:
+        yield
+    except (SherryError, MemoryError):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split()) or "no message"
+        raise SherryError(f"{path}: {what}; transformers stopped with {type(error).__name__}: {said}") from error

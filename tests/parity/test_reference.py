@@ -101,14 +101,42 @@ def test_a_model_that_transformers_does_not_know_is_refused(tiny_checkpoint, tmp
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "marvel"}))
     checkpoint = Checkpoint(tmp_path)
-    with pytest.raises(SherryError, match=r"transformers cannot make this model: .*marvel"):
+    with pytest.raises(
+        SherryError, match=r"no model of this config\.json; transformers stopped with ValueError: .*marvel"
+    ):
         reference.load(checkpoint, make_plan(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_act": "marvel"}, r"no model of this config\.json; transformers stopped with KeyError: 'marvel'"),
+        ({"num_hidden_layers": "six"}, r"no model of this config\.json; transformers stopped with \w+: .*six"),
+        ({"intermediate_size": 512}, r"does not fit its config\.json; transformers stopped with RuntimeError: "),
+    ],
+)
+def test_what_transformers_raises_is_one_line(change, words, tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    checkpoint = Checkpoint(tmp_path)
+    with pytest.raises(SherryError, match=words) as error:
+        reference.load(checkpoint, make_plan(checkpoint))
+    assert "\n" not in str(error.value)
+
+
+def test_a_token_beyond_the_vocabulary_is_one_line(tiny_checkpoint):
+    checkpoint = Checkpoint(tiny_checkpoint)
+    logits = reference.load(checkpoint, make_plan(checkpoint))
+    with pytest.raises(SherryError, match="cannot be run; transformers stopped with IndexError"):
+        logits(np.array([1, 2**20], dtype=np.int32))
 
 
 def test_a_checkpoint_without_tokenizer_is_refused(tiny_checkpoint, tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(tiny_checkpoint / name, tmp_path)
-    with pytest.raises(SherryError, match="transformers finds no tokenizer"):
+    with pytest.raises(SherryError, match="no tokenizer; transformers stopped with"):
         reference.tokenize(Checkpoint(tmp_path), "We the people")
 
 
