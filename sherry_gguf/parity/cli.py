@@ -1,6 +1,6 @@
 """Compare a GGUF in the patched llama.cpp with its checkpoint in PyTorch: on a text, and weight by weight.
 
-Exit status 0: the weights and tokens are equal and every limit holds; 1: not, and a line says which.
+Exit status 0: the SHERRY weights and the tokens are equal and every limit holds; 1: not, and a line says which.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
     logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)  # the conversion has shown its warnings
     report = parity(
-        Source(args.model, args.config, granularity_of(args), check_regex(args.sherry_layers)),
+        Source(args.model, args.config, granularity_of(args), check_regex(args.sherry_layers), args.allow_lossy),
         args.gguf,
         args.text,
         Limits(args.max_ppl_diff, args.max_kld, args.min_top1),

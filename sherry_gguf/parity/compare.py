@@ -4,8 +4,8 @@ Causes of difference are let in one after another, and each stage is compared wi
 
     scales in fp16        the F32 twin with an F32 KV cache: alpha rounded, and another order of float sums
     + F16 KV cache        the F32 twin as users run it: llama.cpp's default cache and flash attention
-    + 8-bit activations   SHERRY with F32 embeddings and output
-    + other types         the file: the types of embedding, output, and what else is not SHERRY
+    + 8-bit activations   SHERRY with F32 embeddings and output; layers that the file has in another type have it
+    + other types         the file: the types of embedding, output, and what else is no Sherry layer
 
 The F32 twin is the same checkpoint with the weights that SHERRY's blocks give back, every tensor stored as F32.
 Stages are not compared with each other: any change before rounded activations rolls their noise anew, so that two
@@ -40,12 +40,13 @@ I32 = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Source:
-    """How a checkpoint is read, as for ``convert``."""
+    """How a checkpoint is read, as for ``convert``. With allow_lossy the reference is the quantized model."""
 
     model: Path
     config_dir: Path | None = None
     granularity: Granularity | None = None
     sherry_layers: str = SHERRY_LAYERS
+    allow_lossy: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def parity(
     split      let the causes in one by one, which takes two more files in the temporary directory: one of 4 bytes
                a weight, and ``gguf`` with F32 embeddings
 
-    Needs the build of `sherry-gguf build`, and memory for the model in fp32 twice while it loads.
+    Needs the build of `sherry-gguf build`. Memory: the model in fp32 twice while PyTorch loads it, which is over before
+    llama.cpp starts; then once beside the files as llama.cpp holds them, of which the one in F32 is as large again.
     """
     if ctx_size < 3:
         raise SherryError(f"--ctx-size {ctx_size}: the second half of a chunk predicts nothing; take 3 at least")
@@ -84,7 +86,7 @@ def parity(
     if not gguf.is_file():
         raise SherryError(f"{gguf}: no such file")
     checkpoint = Checkpoint(source.model, source.config_dir)
-    plan = make_plan(checkpoint, source.granularity, source.sherry_layers)
+    plan = make_plan(checkpoint, source.granularity, source.sherry_layers, source.allow_lossy)
     tokens = reference.tokenize(checkpoint, _read(text))
     chunks = measure.cut(tokens.tokens, ctx_size, tokens.bos, max_chunks)
     if len(chunks) == 0:
@@ -93,7 +95,9 @@ def parity(
     token_check = TokenCheck.of(tokens.tokens, runtime.tokenize(build.program("llama-tokenize"), gguf, text))
     weight_check = weights.check(gguf, checkpoint, plan)
     first = measure.first_scored(ctx_size)
-    with _stages(source, gguf, split) as stages, ExitStack() as stack:
+    kept = weights.other_types(gguf, checkpoint, plan) if split else ()
+    in_torch = reference.load(checkpoint, plan, threads=threads)
+    with _stages(source, gguf, kept, split) as stages, ExitStack() as stack:
         program = build.program("sherry-logits")
         in_runtime = [
             stack.enter_context(
@@ -101,7 +105,6 @@ def parity(
             )
             for stage in stages
         ]
-        in_torch = reference.load(checkpoint, plan, threads=threads)
         meters = [measure.Meter() for _ in stages]
         console = Console(stderr=True)
         for chunk in track(chunks, "Comparing", console=console, disable=not progress, transient=True):
@@ -118,6 +121,7 @@ def parity(
         tokens=token_check,
         steps=tuple(Step(stage.cause, meter.result()) for stage, meter in zip(stages, meters, strict=True)),
         limits=limits,
+        lossy_layers=sum(layer.source == "lossy" for layer in plan.layers.values()),
     )
 
 
@@ -130,15 +134,20 @@ def _read(text: Path) -> str:
 
 
 @contextmanager
-def _stages(source: Source, gguf: Path, split: bool) -> Generator[list[_Stage], None, None]:
-    """The files on the way to ``gguf``; those made here are removed at the end."""
+def _stages(
+    source: Source, gguf: Path, kept: tuple[tuple[str, str], ...], split: bool
+) -> Generator[list[_Stage], None, None]:
+    """The files on the way to ``gguf``; those made here are removed at the end.
+
+    kept: overrides for Sherry layers that are not SHERRY in ``gguf``, and need not fit it
+    """
     if not split:
         yield [_Stage("all causes", gguf)]
         return
     with tempfile.TemporaryDirectory(prefix="sherry-parity-") as directory:
         twin, plain = Path(directory, "f32.gguf"), Path(directory, "sherry.gguf")
         _convert(source, twin, TypeChoice(overrides=((".*", "f32"),)))
-        _convert(source, plain, TypeChoice(token_embedding="f32", output="f32"))
+        _convert(source, plain, TypeChoice(token_embedding="f32", output="f32", overrides=kept))
         yield [
             _Stage("scales in fp16", twin, ("--kv-f32",)),
             _Stage("F16 KV cache", twin),
@@ -154,6 +163,7 @@ def _convert(source: Source, outfile: Path, types: TypeChoice) -> None:
         config_dir=source.config_dir,
         granularity=source.granularity,
         sherry_layers=source.sherry_layers,
+        allow_lossy=source.allow_lossy,
         types=types,
         verify=False,
     )

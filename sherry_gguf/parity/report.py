@@ -56,7 +56,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything one run found out. ``steps`` lead from PyTorch to the file, which is the last one."""
+    """Everything one run found out. ``steps`` lead from PyTorch to the file, which is the last one.
+
+    lossy_layers: how many layers the reference has quantized, as they are no Sherry layers in the checkpoint
+    """
 
     model: str
     gguf: str
@@ -67,6 +70,7 @@ class Report:
     tokens: TokenCheck
     steps: tuple[Step, ...]
     limits: Limits
+    lossy_layers: int = 0
 
     @property
     def total(self) -> Divergence:
@@ -78,7 +82,6 @@ class Report:
         w, t, d, limits = self.weights, self.tokens, self.total, self.limits
         # each condition is what must hold, so that a NaN fails it
         checks = [
-            (w.tensors > 0, "the file has no SHERRY tensor"),
             (
                 w.wrong_weights == 0,
                 f"{w.wrong_weights:,} of {w.weights:,} weights are not the trained ones, the first in {w.first_wrong}",
@@ -105,12 +108,23 @@ class Report:
         ]
         return [message for holds, message in checks if not holds]
 
+    def notes(self) -> list[str]:
+        """One line for each thing to know that is no failure."""
+        notes = []
+        if self.weights.tensors == 0:
+            notes.append("the file has no SHERRY tensor; nothing to compare bit by bit")
+        if self.lossy_layers:
+            notes.append(
+                f"PyTorch runs the quantized model, not the checkpoint's own: "
+                f"{self.lossy_layers} layers are changed by --allow-lossy"
+            )
+        return notes
+
     def to_json(self) -> dict[str, Any]:
         """Plain values in full precision, None for NaN and infinities; ``ok`` and ``failures`` are the verdict."""
         failures = self.failures()
-        fields: dict[str, Any] = _finite(
-            {**asdict(self), "total": asdict(self.total), "ok": not failures, "failures": failures}
-        )
+        verdict = {"notes": self.notes(), "ok": not failures, "failures": failures}
+        fields: dict[str, Any] = _finite({**asdict(self), "total": asdict(self.total), **verdict})
         return fields
 
     def show(self, console: Console) -> None:
@@ -127,6 +141,8 @@ class Report:
         console.print()
         console.print(self._exact())
         console.print()
+        for line in self.notes():
+            console.print(f"note: {line}", highlight=False)
         failures = self.failures()
         for line in failures:
             console.print("FAILED", line, style="red", highlight=False)

@@ -57,9 +57,9 @@ def test_the_source_is_read_as_in_convert(arguments, message, asked_for, capsys)
 
 
 def test_flags_of_the_source_arrive(asked_for):
-    flags = ["--config", "dir", "--group-size", "64", "--sherry-layers", "proj"]
+    flags = ["--config", "dir", "--group-size", "64", "--sherry-layers", "proj", "--allow-lossy"]
     assert run_command("parity", [*ARGUMENTS, *flags]) == 0
-    assert asked_for == [compare.Source(Path("model"), Path("dir"), Granularity("per_group", 64), "proj")]
+    assert asked_for == [compare.Source(Path("model"), Path("dir"), Granularity("per_group", 64), "proj", True)]
 
 
 def test_names_are_no_markup(asked_for, capsys):

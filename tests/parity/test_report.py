@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from sherry_gguf.parity.report import TokenCheck
+from sherry_gguf.weight_check import WeightCheck
 
 
 def with_total(report, **change):
@@ -32,7 +33,6 @@ def test_all_limits_hold(good_report):
         ("total", {"perplexity_ratio": float("nan")}, r"perplexity changes by \+nan%"),
         ("total", {"kld_mean": 0.0011}, r"mean KL divergence 0\.001100 is above 0\.001"),
         ("total", {"same_top1": 0.979}, r"the same top token at 97\.90% of the positions, less than 98%"),
-        ("weights", {"tensors": 0}, r"no SHERRY tensor"),
         ("weights", {"wrong_weights": 3, "first_wrong": "x, row 2"}, r"3 of 1,280 weights .* the first in x, row 2"),
         ("weights", {"wrong_scales": 1, "first_wrong": "x, row 2"}, r"1 of 10 scales .* the first in x, row 2"),
         ("tokens", {"first_difference": 7}, r"first differ at token 7$"),
@@ -47,6 +47,19 @@ def test_each_limit_fails_by_itself(part, change, words, good_report):
     (line,) = bad.failures()
     assert re.search(words, line)
     assert bad.to_json()["ok"] is False
+
+
+def test_notes_are_no_failures(good_report):
+    noted = replace(good_report, weights=WeightCheck(), lossy_layers=3)
+    file = io.StringIO()
+    noted.show(Console(file=file, width=80, soft_wrap=True, markup=False))
+    *_, no_tensor, lossy, verdict = file.getvalue().splitlines()
+    assert no_tensor == "note: the file has no SHERRY tensor; nothing to compare bit by bit"
+    assert lossy.endswith("3 layers are changed by --allow-lossy")
+    assert verdict == "PASSED: every limit holds"
+    assert noted.to_json()["ok"] is True
+    assert [f"note: {line}" for line in noted.to_json()["notes"]] == [no_tensor, lossy]
+    assert good_report.notes() == []
 
 
 def test_json_has_no_nan(good_report):
