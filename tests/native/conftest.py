@@ -62,6 +62,11 @@ class Ggml:
         self.base.dequantize_row_sherry(pointer(blocks), pointer(out), ctypes.c_int64(out.size))
         return out
 
+    def changed_groups(self, weights: F32) -> int:
+        self.base.ggml_sherry_changed_groups.restype = ctypes.c_int64
+        changed: int = self.base.ggml_sherry_changed_groups(pointer(weights), ctypes.c_int64(weights.size))
+        return changed
+
     def is_valid(self, type_id: int, data: npt.NDArray[Any]) -> bool:
         self.base.ggml_validate_row_data.restype = ctypes.c_bool
         valid: bool = self.base.ggml_validate_row_data(type_id, pointer(data), ctypes.c_size_t(data.nbytes))
@@ -73,6 +78,21 @@ class Ggml:
         out = np.zeros(x.size // BLOCK, dtype=ACTIVATIONS)
         function(pointer(x), pointer(out), ctypes.c_int64(x.size))
         return out
+
+    @staticmethod
+    def pack_activations(lanes: npt.NDArray[np.int8]) -> npt.NDArray[np.void]:
+        """int8[n, 128] in the order of the weights -> ACTIVATIONS[n] of scale 1."""
+        x = np.zeros(len(lanes), dtype=ACTIVATIONS)
+        x["qs"] = lanes.reshape(-1, BLOCK // GROUP, GROUP).transpose(0, 2, 1).reshape(-1, BLOCK)
+        x["sum"] = lanes.sum(axis=1, dtype=np.int32)
+        x["d"] = 1
+        return x
+
+    @staticmethod
+    def unpack_activations(x: npt.NDArray[np.void]) -> npt.NDArray[np.int8]:
+        """ACTIVATIONS[n] -> int8[n, 128] in the order of the weights, without their scale."""
+        lanes: npt.NDArray[np.int8] = x["qs"].reshape(-1, GROUP, BLOCK // GROUP).transpose(0, 2, 1).reshape(-1, BLOCK)
+        return lanes
 
     def integer_sums(self, kernel: Kernel, row: U8, x: npt.NDArray[np.void]) -> npt.NDArray[np.int32]:
         """One row of blocks and its activations -> int32[k/128], the sums inside vec_dot."""
@@ -148,6 +168,8 @@ def ggml(runtime: llama_cpp.Build) -> Ggml:
 def kernel(request: pytest.FixtureRequest, ggml: Ggml) -> Kernel:
     name: Kernel = request.param
     if not hasattr(ggml.cpu, f"ggml_vec_dot_sherry_q8_sherry_{name}"):
+        features = [getattr(ggml.cpu, f"ggml_cpu_has_{feature}")() for feature in ("avx2", "fma", "f16c")]
+        assert not all(features), f"the library is compiled with AVX2, FMA and F16C, but has no {name} kernel"
         pytest.skip(f"the library is compiled for a machine without {name}")
     return name
 
@@ -158,7 +180,6 @@ def dequantized_activations(ggml: Ggml) -> Callable[[F32], F64]:
 
     def rounded(x: F32) -> F64:
         blocks = ggml.activations("generic", np.ascontiguousarray(x.reshape(-1)))
-        lanes = blocks["qs"].reshape(-1, GROUP, BLOCK // GROUP).transpose(0, 2, 1).reshape(-1, BLOCK)
-        return (lanes * blocks["d"].astype(np.float64)[:, None]).reshape(x.shape)
+        return (ggml.unpack_activations(blocks) * blocks["d"].astype(np.float64)[:, None]).reshape(x.shape)
 
     return rounded

@@ -13,8 +13,6 @@ from sherry_gguf.format import BLOCK, CODES, PATTERNS
 
 pytestmark = pytest.mark.runtime
 
-# block_q8_sherry of ggml-sherry.h
-ACTIVATIONS = np.dtype([("d", np.float32), ("sum", np.int32), ("qs", np.int8, BLOCK)])
 LENGTHS = [128, 256, 384, 640, 4224]
 
 
@@ -32,15 +30,6 @@ def random_row(k: int, seed: int) -> npt.NDArray[np.uint8]:
     return blocks.pack(codes, rng.uniform(0.01, 1, (1, k // BLOCK)).astype(np.float32))[0]
 
 
-def activations(lanes: npt.NDArray[np.int8], d: float = 1) -> npt.NDArray[np.void]:
-    """int8[n, 128] in the order of the weights -> ACTIVATIONS[n]."""
-    x = np.zeros(len(lanes), dtype=ACTIVATIONS)
-    x["qs"] = lanes.reshape(-1, 32, 4).transpose(0, 2, 1).reshape(-1, BLOCK)
-    x["sum"] = lanes.sum(axis=1, dtype=np.int32)
-    x["d"] = d
-    return x
-
-
 @pytest.mark.parametrize("extreme", [-127, -1, 0, 1, 127])
 def test_integer_sums_of_every_code_in_every_position(ggml: Any, kernel: str, extreme: int) -> None:
     codes = np.add.outer(np.arange(CODES), np.arange(32)).astype(np.uint8) % CODES
@@ -52,13 +41,13 @@ def test_integer_sums_of_every_code_in_every_position(ggml: Any, kernel: str, ex
         np.random.default_rng(0).integers(-127, 128, (CODES, BLOCK)).astype(np.int8),
     ):
         expected = (weights.astype(np.int32) * lanes).sum(axis=1)
-        np.testing.assert_array_equal(ggml.integer_sums(kernel, row, activations(lanes)), expected)
+        np.testing.assert_array_equal(ggml.integer_sums(kernel, row, ggml.pack_activations(lanes)), expected)
 
 
 @pytest.mark.parametrize("k", LENGTHS)
 def test_integer_sums_at_odd_addresses(ggml: Any, kernel: str, k: int) -> None:
     row = random_row(k, k)
-    x = activations(np.random.default_rng(1).integers(-127, 128, (k // BLOCK, BLOCK)).astype(np.int8))
+    x = ggml.pack_activations(np.random.default_rng(1).integers(-127, 128, (k // BLOCK, BLOCK)).astype(np.int8))
     expected = ggml.integer_sums("generic", row, x)
     np.testing.assert_array_equal(ggml.integer_sums(kernel, misaligned(row), x), expected)
 
@@ -69,11 +58,13 @@ def test_vec_dot(ggml: Any, kernel: str, k: int) -> None:
     row = random_row(k, k)
     x = ggml.activations(kernel, (rng.standard_normal(k) * 5).astype(np.float32))
     sums = ggml.integer_sums("generic", row, x)
-    scales = blocks.unpack(row[None])[1][0].astype(np.float64) * x["d"]
-    # float32: each term is rounded three times at most, and each of the additions once
-    tolerance = (3 + k // BLOCK) * 2.0**-24 * np.abs(scales * sums).sum()
-    # AVX2 adds eight partial sums, whose magnitudes may exceed their total's
-    tolerance *= 8
+    codes, d = blocks.unpack(row[None])
+    scales = d[0].astype(np.float64) * x["d"]
+    # float32: a term is rounded in the product of its scales, in the sum with each of the k/128 blocks, and in AVX2's
+    # three additions of its eight parts, none of which exceeds the sum of magnitudes
+    weights = PATTERNS[codes].reshape(-1, BLOCK).astype(np.int32)
+    magnitudes = np.abs(weights * ggml.unpack_activations(x)).sum(axis=1)
+    tolerance = (4 + k // BLOCK) * 2.0**-24 * (scales * magnitudes).sum()
     assert abs(ggml.vec_dot(kernel, misaligned(row), x) - (scales * sums).sum()) <= tolerance
 
 
@@ -88,7 +79,7 @@ def test_activations(ggml: Any, kernel: str, k: int) -> None:
     x = (rng.standard_normal(k) * rng.choice([1e-3, 1, 1e3])).astype(np.float32)
     x[5] = -0.0
     d = np.abs(x.reshape(-1, BLOCK)).max(axis=1)
-    expected = activations(np.rint(x.reshape(-1, BLOCK) * (np.float32(127) / d)[:, None]).astype(np.int8))
+    expected = ggml.pack_activations(np.rint(x.reshape(-1, BLOCK) * (np.float32(127) / d)[:, None]).astype(np.int8))
     expected["d"] = d / np.float32(127)
     np.testing.assert_array_equal(ggml.activations(kernel, x), expected)
 
@@ -96,13 +87,17 @@ def test_activations(ggml: Any, kernel: str, k: int) -> None:
 def test_halves_are_rounded_to_even(ggml: Any, kernel: str) -> None:
     x = np.arange(BLOCK, dtype=np.float32) - 64 + np.float32(0.5)
     x[0] = 127  # the scale is 1
-    expected = activations(np.rint(x)[None].astype(np.int8))
+    expected = ggml.pack_activations(np.rint(x)[None].astype(np.int8))
     np.testing.assert_array_equal(ggml.activations(kernel, x), expected)
 
 
 def test_edges_of_activations(ggml: Any, kernel: str) -> None:
-    tiny = np.full(BLOCK, 1e-40, np.float32)
-    assert not ggml.activations(kernel, tiny).tobytes().strip(b"\0")
+    smallest = np.float32(2.0**-119)  # of those that are not taken for zero
+    for tiny in (np.float32(1e-40), np.nextafter(smallest, np.float32(0))):
+        assert not ggml.activations(kernel, np.full(BLOCK, tiny)).tobytes().strip(b"\0")
+    quantized = ggml.activations(kernel, np.full(BLOCK, -smallest))
+    assert (quantized["qs"] == -127).all()
+    assert quantized["d"] == smallest / np.float32(127)
     huge = np.full(BLOCK, -3.4e38, np.float32)
     assert (ggml.activations(kernel, huge)["qs"] == -127).all()
     for bad in (np.nan, np.inf, -np.inf):

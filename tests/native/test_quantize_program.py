@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import subprocess
 from pathlib import Path
@@ -17,14 +18,22 @@ from sherry_gguf.format import FILE_TYPE, TYPE_ID, VERSION, VERSION_KEY
 pytestmark = pytest.mark.runtime
 
 
-def write_f32(gguf: Any, original: Path, out: Path, replace: dict[str, npt.NDArray[np.float32]] | None = None) -> Path:
-    """The same model with every tensor as float32; some of them replaced."""
+def write_f32(
+    gguf: Any,
+    original: Path,
+    out: Path,
+    replace: dict[str, npt.NDArray[np.float32]] | None = None,
+    hyperparameters: dict[str, int] | None = None,
+) -> Path:
+    """The same model with every tensor as float32; some of them replaced, some hyperparameters (uint32) added."""
     reader = gguf.GGUFReader(original)
     writer = gguf.GGUFWriter(out, reader.get_field("general.architecture").contents())
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name not in ("general.architecture", VERSION_KEY):
             array = field.types[0] == gguf.GGUFValueType.ARRAY
             writer.add_key_value(field.name, field.contents(), field.types[0], field.types[-1] if array else None)
+    for key, value in (hyperparameters or {}).items():
+        writer.add_uint32(f"{writer.arch}.{key}", value)
     for tensor in reader.tensors:
         values = (replace or {}).get(tensor.name)
         if values is None:
@@ -123,14 +132,58 @@ def test_rows_that_do_not_fit_fall_back_and_say_so(
     assert tensors(pinned_gguf, tmp_path / "out.gguf")["blk.0.ffn_down.weight"].tensor_type.name == "Q4_0"
 
 
-def test_weights_that_are_not_finite_are_refused(
+@pytest.mark.parametrize("mode", [[], ["--dry-run"]], ids=["", "dry-run"])
+def test_rows_that_do_not_fit_a_type_asked_for_are_refused(
+    runtime: llama_cpp.Build, pinned_gguf: Any, f32_file: Path, tmp_path: Path, mode: list[str]
+) -> None:
+    odd = {"token_embd.weight": np.ones((4096, 576), dtype=np.float32)}
+    source = write_f32(pinned_gguf, f32_file, tmp_path / "odd.gguf", odd)
+    done = quantize(runtime, *mode, "--token-embedding-type", "sherry", source, tmp_path / "out.gguf", "Q8_0")
+    assert done.returncode == 1
+    assert "token_embd.weight has rows of 576 weights, and sherry's blocks have 128" in done.stderr
+
+
+def test_activations_are_no_type_of_a_file(runtime: llama_cpp.Build, f32_file: Path, tmp_path: Path) -> None:
+    done = quantize(runtime, "--tensor-type", "ffn_down=q8_sherry", f32_file, tmp_path / "out.gguf", "Q8_0")
+    assert done.returncode == 1
+    assert "invalid ggml_type 'q8_sherry'" in done.stderr
+
+
+def test_no_layer_of_a_mixture_of_experts_is_raised(
     runtime: llama_cpp.Build, pinned_gguf: Any, f32_file: Path, tmp_path: Path
 ) -> None:
-    damaged = np.ones((256, 768), dtype=np.float32)
-    damaged[3, 5] = np.nan
-    source = write_f32(pinned_gguf, f32_file, tmp_path / "nan.gguf", {"blk.0.ffn_down.weight": damaged})
+    """Upstream's mixes raise attention layers where there are 8 experts."""
+    experts = {"expert_count": 8, "expert_used_count": 2}
+    source = write_f32(pinned_gguf, f32_file, tmp_path / "experts.gguf", hyperparameters=experts)
+    done = quantize(runtime, "--dry-run", source, tmp_path / "out.gguf", "SHERRY")
+    assert done.returncode == 0, done.stderr
+    types = dict(re.findall(r"\] +(\S+) +- .*MiB \((\w+)\)$", done.stdout + done.stderr, re.MULTILINE))
+    assert types.pop("token_embd.weight") == "q8_0"
+    assert len(types) == 7 * 6
+    assert set(types.values()) == {"sherry"}
+
+
+def test_scales_that_fp16_cannot_hold_are_refused(
+    runtime: llama_cpp.Build, pinned_gguf: Any, f32_file: Path, tmp_path: Path
+) -> None:
+    large = {"blk.0.ffn_down.weight": np.full((256, 768), 1e6, dtype=np.float32)}
+    source = write_f32(pinned_gguf, f32_file, tmp_path / "large.gguf", large)
     done = quantize(runtime, source, tmp_path / "out.gguf", "SHERRY")
-    assert done.returncode != 0
+    assert done.returncode == 1
+    assert "ggml_validate_sherry: scale of block 0 is not finite" in done.stderr
+
+
+def test_weights_that_change_are_counted(
+    runtime: llama_cpp.Build, pinned_gguf: Any, f32_file: Path, tmp_path: Path
+) -> None:
+    weights = np.tile(np.array([0, 1, 1, 1], dtype=np.float32), (256, 192))
+    unchanged = write_f32(pinned_gguf, f32_file, tmp_path / "unchanged.gguf", {"blk.0.ffn_down.weight": weights})
+    assert "zeros became weights" not in quantize(runtime, unchanged, tmp_path / "out.gguf", "SHERRY").stderr
+    weights[7, :8] = 0
+    source = write_f32(pinned_gguf, f32_file, tmp_path / "zeros.gguf", {"blk.0.ffn_down.weight": weights})
+    done = quantize(runtime, source, tmp_path / "out.gguf", "SHERRY")
+    assert done.returncode == 0, done.stderr
+    assert "blk.0.ffn_down.weight: in 2 groups of 4, zeros became weights" in done.stderr
 
 
 def test_a_later_format_is_refused(runtime: llama_cpp.Build, sherry_gguf_file: Path, tmp_path: Path) -> None:

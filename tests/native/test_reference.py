@@ -129,6 +129,25 @@ def test_importance_of_zero_is_the_trainers_rule(ggml: Any) -> None:
     np.testing.assert_array_equal(ggml.quantize(weights, np.zeros(256, np.float32)), oracle(weights))
 
 
+def test_important_weights_too_small_for_fp16_do_not_erase_the_others(ggml: Any) -> None:
+    weights = np.random.default_rng(5).standard_normal((1, BLOCK)).astype(np.float32)
+    weights[0, :4] = 1e-9, -2e-9, 3e-9, 4e-9
+    only_these = np.zeros(BLOCK, np.float32)
+    only_these[:4] = 1
+    np.testing.assert_array_equal(ggml.quantize(weights, only_these), oracle(weights))
+
+
+def test_changed_groups(ggml: Any) -> None:
+    weights = on_grid(1, 768)
+    assert ggml.changed_groups(weights) == 0
+    weights[0, 128:256] = 0  # a block of zeros has a code
+    assert ggml.changed_groups(weights) == 0
+    weights[0, 256:264] = 0, 0, 1, 1, 0, 0, 0, 0
+    assert ggml.changed_groups(weights) == 2
+    weights[0, 384:512] *= 2.0**-30 / np.abs(weights[0, 384:512]).max()
+    assert ggml.changed_groups(weights) == 2 + 32
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize("position", [0, 1, 127])
 def test_what_does_not_fit_never_becomes_a_weight(ggml: Any, value: float, position: int) -> None:

@@ -1,9 +1,11 @@
 #pragma once
 
-// The metadata key of files that hold tensors of type SHERRY.
+// What the loader and llama-quantize do for tensors of type SHERRY.
 
+#include "../ggml/src/ggml-sherry.h"
 #include "ggml.h"
 #include "gguf.h"
+#include "llama-impl.h"
 
 #include <cinttypes>
 #include <stdexcept>
@@ -25,6 +27,26 @@ static inline void llama_sherry_check_version(const gguf_context * ctx) {
     if (version > LLAMA_SHERRY_VERSION) {
         throw std::runtime_error(std::string(LLAMA_SHERRY_VERSION_KEY) + " is " + std::to_string(version) +
             ", this program reads up to " + std::to_string(LLAMA_SHERRY_VERSION) + ": update it");
+    }
+}
+
+// throws where rows are not whole blocks: a type asked for by name is not replaced, as one chosen by a mix is
+static inline void llama_sherry_check_rows(const ggml_tensor * tensor, ggml_type type) {
+    if (type == GGML_TYPE_SHERRY && tensor->ne[0] % QK_SHERRY != 0) {
+        throw std::runtime_error(std::string(tensor->name) + " has rows of " + std::to_string(tensor->ne[0]) +
+            " weights, and sherry's blocks have " + std::to_string(QK_SHERRY) + ": choose another type for it");
+    }
+}
+
+// groups of n weights that type SHERRY changes to what they are not
+static inline int64_t llama_sherry_changed_groups(ggml_type type, const float * weights, int64_t n) {
+    return type == GGML_TYPE_SHERRY ? ggml_sherry_changed_groups(weights, n) : 0;
+}
+
+static inline void llama_sherry_warn_changed(const char * name, int64_t n_groups) {
+    if (n_groups > 0) {
+        LLAMA_LOG_WARN("%s: in %" PRId64 " groups of 4, zeros became weights (sherry allows one zero), or weights zeros "
+            "(their scale is too small for fp16)\n", name, n_groups);
     }
 }
 

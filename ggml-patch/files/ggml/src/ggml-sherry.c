@@ -34,6 +34,12 @@ static int zero_position(const float * w) {
     return zero;
 }
 
+static void zero_positions(const float * w, uint8_t zero[SHERRY_GROUPS]) {
+    for (int g = 0; g < SHERRY_GROUPS; ++g) {
+        zero[g] = (uint8_t) zero_position(w + 4*g);
+    }
+}
+
 // alpha of the published trainer: the mean magnitude of the kept weights.
 static float mean_kept(const float * w, const uint8_t zero[SHERRY_GROUPS]) {
     double sum = 0;
@@ -130,20 +136,24 @@ static float fit(const float * w, const float * m, float d, uint8_t zero[SHERRY_
 
 // m: importance of each weight, or NULL.
 static void quantize_block(const float * w, const float * m, block_sherry * y) {
-    uint8_t zero[SHERRY_GROUPS];
-    for (int g = 0; g < SHERRY_GROUPS; ++g) {
-        zero[g] = (uint8_t) zero_position(w + 4*g);
-    }
     if (!is_finite_block(w)) {
         memset(y, 0, sizeof(*y));
         set_d(y, 0x7E00); // NaN: validation rejects the block, and so does a reader
         return;
     }
-    float d = mean_kept(w, zero);
+    uint8_t zero[SHERRY_GROUPS];
+    zero_positions(w, zero);
+    uint16_t d = GGML_FP32_TO_FP16(mean_kept(w, zero));
     if (m && !is_on_grid(w, zero)) {
-        d = fit(w, m, d, zero);
+        uint8_t fitted_zero[SHERRY_GROUPS];
+        memcpy(fitted_zero, zero, sizeof(zero));
+        const uint16_t fitted_d = GGML_FP32_TO_FP16(fit(w, m, mean_kept(w, zero), fitted_zero));
+        if (fitted_d != 0) { // otherwise the important weights are too small for fp16: the others need not be lost
+            memcpy(zero, fitted_zero, sizeof(zero));
+            d = fitted_d;
+        }
     }
-    encode(w, zero, GGML_FP32_TO_FP16(d), y);
+    encode(w, zero, d, y);
 }
 
 void quantize_row_sherry_ref(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
@@ -160,11 +170,29 @@ size_t quantize_sherry(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst
     block_sherry * y = dst;
 
     for (int64_t row = 0; row < nrows; ++row) {
-        for (int64_t i = 0; i < n_per_row; i += QK_SHERRY) {
-            quantize_block(src + row*n_per_row + i, imatrix ? imatrix + i : NULL, y++);
+        for (int64_t i = 0; i < n_per_row/QK_SHERRY; ++i) { // whole blocks: dst has no room for another one
+            quantize_block(src + row*n_per_row + i*QK_SHERRY, imatrix ? imatrix + i*QK_SHERRY : NULL, y++);
         }
     }
     return nrows*ggml_row_size(GGML_TYPE_SHERRY, n_per_row);
+}
+
+int64_t ggml_sherry_changed_groups(const float * x, int64_t k) {
+    int64_t changed = 0;
+    for (const float * w = x; w + QK_SHERRY <= x + k; w += QK_SHERRY) {
+        uint8_t zero[SHERRY_GROUPS];
+        zero_positions(w, zero);
+        const float alpha = mean_kept(w, zero);
+        if (alpha == 0) {
+            continue;
+        }
+        const bool lost = GGML_FP32_TO_FP16(alpha) == 0;
+        for (int g = 0; g < SHERRY_GROUPS; ++g) {
+            const float * v = w + 4*g;
+            changed += lost || (v[0] == 0) + (v[1] == 0) + (v[2] == 0) + (v[3] == 0) > 1;
+        }
+    }
+    return changed;
 }
 
 // The scale of a block whose largest weight is not finite is NaN, and so is every product with it.

@@ -64,6 +64,10 @@ GGML_API void   quantize_row_sherry_ref(const float * GGML_RESTRICT x, void * GG
 GGML_API size_t quantize_sherry(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst, int64_t nrows, int64_t n_per_row, const float * imatrix);
 GGML_API void   dequantize_row_sherry(const void * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
 
+// How many groups of the k weights cannot stay what they are: of those with two or more zeros all but one become positive,
+// and all weights of a block become zero where fp16 rounds its scale to zero. Blocks of zeros only are not counted.
+GGML_API int64_t ggml_sherry_changed_groups(const float * x, int64_t k);
+
 GGML_API void   quantize_row_q8_sherry_ref(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
 
 // Prints what is wrong to stderr, as ggml_validate_row_data does. nb is the number of blocks.
