@@ -12,7 +12,7 @@
 //   float32  [n_positions][n_vocab]             of each chunk: logits at positions from .. ctx-size - 1
 //
 // A chunk's logits are written before the next chunk is read: over pipes, each chunk is a request and its answer.
-// At most N_BATCH positions are in memory. The CPU alone is used, whatever else was built.
+// At most N_BATCH positions are in memory. No GPU is used; a BLAS backend is, if one was built.
 
 #include "llama.h"
 
@@ -157,7 +157,11 @@ static void run_chunk(llama_context * ctx, const llama_token * chunk, int32_t n_
             die("llama_decode failed with status " + std::to_string(status));
         }
         for (int32_t k = std::max(0, opt.from - begin); k < batch.n_tokens; ++k) {
-            write_all(out, llama_get_logits_ith(ctx, k), sizeof(float) * n_vocab);
+            const float * logits = llama_get_logits_ith(ctx, k);
+            if (logits == nullptr) {
+                die("llama.cpp has no logits at position " + std::to_string(begin + k));
+            }
+            write_all(out, logits, sizeof(float) * n_vocab);
         }
     }
     llama_batch_free(batch);
