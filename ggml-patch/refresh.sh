@@ -13,7 +13,8 @@ while read -r patch; do
     header=$(sed '/^diff --git /,$d' "$here/patches/$patch")
     {
         printf '%s\n\n' "$header"
-        git -C "$1" diff --no-color --no-ext-diff --full-index "HEAD~$((count + 1))" "HEAD~$count"
+        git -C "$1" -c diff.noprefix=false -c diff.mnemonicPrefix=false -c diff.algorithm=myers \
+            diff -U3 --no-color --no-ext-diff --full-index "HEAD~$((count + 1))" "HEAD~$count"
     } > "$here/patches/$patch.new"
     mv "$here/patches/$patch.new" "$here/patches/$patch"
 done < "$here/series"
