@@ -29,9 +29,9 @@ import numpy.typing as npt
 
 from sherry_gguf import llama_cpp
 from sherry_gguf.errors import SherryError
+from sherry_gguf.format import BLOCK, TYPE_ID
 
 SAMPLE_SECONDS = 1e-3
-GGML_TYPE_COUNT = 514
 
 LOOP = """
 #include <stddef.h>
@@ -74,7 +74,7 @@ class Ggml:
         self.cpu.ggml_cpu_init()
 
     def type_id(self, name: str) -> int:
-        for type_id in range(GGML_TYPE_COUNT):
+        for type_id in range(TYPE_ID + 1):  # the last one that a file can hold
             if self.base.ggml_type_name(type_id) == name.encode():
                 return type_id
         raise SherryError(f"this build has no type {name!r}")
@@ -104,7 +104,7 @@ def compile_loop(folder: Path) -> Any:
 
 def check(ggml: Ggml, weights: npt.NDArray[np.uint8], activations: npt.NDArray[np.uint8], length: int) -> None:
     kernels = [name for name in ("generic", "avx2") if hasattr(ggml.cpu, f"ggml_sherry_isums_{name}")]
-    sums = {name: np.empty(length // 128, dtype=np.int32) for name in kernels}
+    sums = {name: np.empty(length // BLOCK, dtype=np.int32) for name in kernels}
     for row in weights:
         for name, out in sums.items():
             data = (ctypes.c_void_p(array.ctypes.data) for array in (out, row, activations))
