@@ -44,6 +44,14 @@ static void check(int n, float special) {
     quantize_row_q8_sherry(w, y, n);
     quantize_row_q8_sherry_ref(w, y, n);
     ggml_sherry_isums_generic(n, sums, x, y);
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+    int32_t * simd = malloc(nb*sizeof(int32_t));
+    ggml_sherry_isums_avx2(n, simd, x, y);
+    if (memcmp(sums, simd, nb*sizeof(int32_t)) != 0) {
+        abort();
+    }
+    free(simd);
+#endif
     ggml_vec_dot_sherry_q8_sherry_generic(n, &s, 0, x, 0, y, 0, 1);
     ggml_vec_dot_sherry_q8_sherry(n, &s, 0, x, 0, y, 0, 1);
     memset(x, 0xFF, nb*sizeof(block_sherry));
@@ -80,7 +88,13 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return command
 
 
-@pytest.mark.parametrize("flags", [[], [NATIVE]], ids=["baseline", "native"])
+# avx2: without VNNI, which a native build of most machines has
+FLAGS = {"baseline": [], "native": [NATIVE]}
+if platform.machine() in ("x86_64", "AMD64"):
+    FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS.keys())
 def test_no_access_out_of_bounds_and_nothing_undefined(
     runtime: llama_cpp.Build, compiler: list[str], tmp_path: Path, flags: list[str]
 ) -> None:
