@@ -22,7 +22,7 @@
 // 16 registers: 9 constants, 4 planes, 3 in flight.
 //
 // 27 vector operations a block, 22 with VNNI, where TQ2_0 has about 20 for as many weights: unpacking five bits costs
-// more than unpacking two. Rates: docs/evidence.md of the project sherry-gguf.
+// more than unpacking two. One Ice Lake core with VNNI, Gweights/s: in cache 43 (TQ2_0 65), from memory 40 (TQ2_0 34).
 
 // Products of four bytes summed into 32 bits, where a compiler may use VNNI: four instructions for nine.
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
