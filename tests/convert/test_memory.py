@@ -37,13 +37,12 @@ print(max(samples) - samples[0])
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is counted by Linux's /proc")
 def test_memory_does_not_grow_with_the_model(random_checkpoint, sherry_config, tmp_path, pinned_gguf):
-    # The largest tensor is the embedding, 4096 x 1024, in F32. All weights of the smaller model are 5 times that, of
-    # the larger one 29 times. Peaks of up to 3.7 times were seen of both: a few copies of one tensor.
+    directory = random_checkpoint(
+        "Llama", sherry=sherry_config, num_hidden_layers=16, hidden_size=1024, intermediate_size=2048
+    )
+    command = [sys.executable, "-c", MEASURE, directory, tmp_path / "x.gguf"]
+    peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    # The largest tensor is the embedding, 4096 x 1024, in F32; all weights together are 29 times that. Peaks of 2.7 to
+    # 4.9 times were seen: a few copies of one tensor, and what the allocator has not given back.
     largest = 4096 * 1024 * 4
-    for layers in (2, 16):
-        directory = random_checkpoint(
-            "Llama", sherry=sherry_config, num_hidden_layers=layers, hidden_size=1024, intermediate_size=2048
-        )
-        command = [sys.executable, "-c", MEASURE, directory, tmp_path / f"{layers}.gguf"]
-        peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        assert 0 < peak < 6 * largest
+    assert 0 < peak < 10 * largest
