@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from sherry_gguf.format import BLOCK, BLOCK_BYTES
+
+
+def start(repository, script, *arguments):
+    command = [sys.executable, repository / "scripts" / script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
 
 def run(repository, script, *arguments):
-    command = [sys.executable, repository / "scripts" / script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = start(repository, script, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def error(repository, script, *arguments):
+    """The one line that it fails with."""
+    done = start(repository, script, *arguments)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def check_limits(limits, threads):
+    assert limits["dram_gb_s"] > 0
+    assert limits["int8_gmac_s"] > 0
+    assert limits["int8_with"]
+    assert limits["threads"] == threads
 
 
 def test_bench_codec(repository):
@@ -24,10 +47,134 @@ def test_bench_codec(repository):
 
 @pytest.mark.runtime
 @pytest.mark.usefixtures("runtime")
-def test_bench_vec_dot(repository, tmp_path):
-    figures = tmp_path / "figures.json"
-    arguments = ["--types", "tq2_0", "--samples", 2, "--rows", 8, "--threads", 2, "--json", figures]
-    assert "tq2_0" in run(repository, "bench_vec_dot.py", *arguments)
-    rates = json.loads(figures.read_text())
-    assert set(rates) == {"sherry", "tq2_0"}
-    assert all(rate["best"] >= rate["median"] > 0 for rate in rates.values())
+def test_bench_kernels(repository, tmp_path):
+    file = tmp_path / "figures.json"
+    # 96 rows: fewer than the rows that are checked, and tiles that fill no call; 3 and 5 tokens: the same
+    shape = ["--rows", 96, "--length", 512, "--tokens", 1, 3, 5, "--threads", 2, "--samples", 2]
+    output = run(repository, "bench_kernels.py", *shape, "--types", "tq2_0", "q4_0", "--json", file)
+
+    figures = json.loads(file.read_text())
+    assert figures["machine"]["cpu"]
+    check_limits(figures["limits"], threads=2)
+    by_kernel = {}
+    for result in figures["results"]:
+        by_kernel.setdefault(result["kernel"], []).append(result["tokens"])
+        assert result["gweights_s_best"] >= result["gweights_s"] > 0
+        assert result["gb_s"] > 0
+        assert ("tables_ns" in result) == result["kernel"].startswith("tile-")
+        assert result["kernel"] in output
+    # which others there are depends on the machine
+    assert by_kernel.keys() >= {"tile-generic", "row-generic", "row-tq2_0", "row-q4_0"}
+    assert all(tokens == [1, 3, 5] for tokens in by_kernel.values())
+    bits = {result["type"]: result["bpw"] for result in figures["results"]}
+    assert bits == {"sherry": 8 * BLOCK_BYTES / BLOCK, "tq2_0": 2.0625, "q4_0": 4.5}
+
+
+@pytest.mark.runtime
+@pytest.mark.usefixtures("runtime")
+def test_bench_kernels_from_memory(repository, tmp_path):
+    file = tmp_path / "figures.json"
+    arguments = ["--from-memory", "--kernels", "tile-generic", "--types", "tq2_0", "--samples", 2, "--tokens", 1]
+    run(repository, "bench_kernels.py", *arguments, "--json", file)
+    results = json.loads(file.read_text())["results"]
+    assert [result["kernel"] for result in results] == ["tile-generic", "row-tq2_0"]
+
+
+@pytest.mark.runtime
+@pytest.mark.usefixtures("runtime")
+def test_bench_kernels_names_what_there_is_not(repository):
+    assert "'tile-mmx'" in error(repository, "bench_kernels.py", "--kernels", "tile-mmx")
+    assert "'q99'" in error(repository, "bench_kernels.py", "--kernels", "row-generic", "--types", "q99")
+
+
+@pytest.mark.runtime
+@pytest.mark.usefixtures("runtime")
+def test_bench_llama(repository, tmp_path):
+    """All types; then the models that it kept, as files of one's own."""
+    file, models = tmp_path / "figures.json", tmp_path / "models"
+    common = ["--tests", "pp16,tg4,tg2", "--rounds", 2, "--threads", 2, "--json", file]
+    run(repository, "bench_llama.py", "--shape", "tiny", "--keep", models, *common)
+
+    figures = json.loads(file.read_text())
+    assert figures["machine"]["cpu"]
+    check_limits(figures["limits"], threads=2)
+    bits = {"SHERRY": 1.375, "TQ1_0": 1.6875, "TQ2_0": 2.0625, "Q1_0": 1.125, "Q2_0": 2.25, "Q4_0": 4.5, "Q8_0": 8.5}
+    ran = [(result["test"], result["type"]) for result in figures["results"]]
+    assert ran == [(test, name) for test in ("pp16", "tg4", "tg2") for name in bits]
+    for result in figures["results"]:
+        assert result["shape"] == "tiny"
+        assert result["bpw"] == bits[result["type"]]
+        assert result["tok_s_best"] >= result["tok_s"] > 0
+        assert result["share_of_limit"] > 0
+        assert result["ratio_to_tq2_0"] == 1 or result["type"] != "TQ2_0"
+
+    # what a token reads: seven matrices a layer, the output's Q6_K, and the float32 norms
+    linear = 2 * (256 * 256 * 2 + 128 * 256 * 2 + 512 * 256 * 3)
+    expected = linear * 1.375 / 8 + 32000 * 256 * 6.5625 / 8 + 5 * 256 * 4
+    assert figures["results"][0]["read_gb"] == pytest.approx(expected / 1e9, rel=1e-12)
+
+    kept = sorted(path.name for path in models.iterdir())
+    assert kept == sorted(f"tiny-{name}.gguf" for name in bits)
+    files = [argument for name in ("SHERRY", "Q8_0") for argument in ("--model", models / f"tiny-{name}.gguf")]
+    output = run(repository, "bench_llama.py", *files, *common)
+    assert "tiny-Q8_0.gguf" in output
+    results = json.loads(file.read_text())["results"]
+    assert {(result["type"], result["bpw"]) for result in results} == {("SHERRY", 1.375), ("Q8_0", 8.5)}
+    assert all(result["ratio_to_tq2_0"] is None for result in results)
+
+
+@pytest.mark.runtime
+def test_bench_llama_with_a_build_of_ones_own(repository, runtime, tmp_path):
+    build = ["--build", runtime.bin_dir.parent]
+    arguments = ["--shape", "tiny", "--types", "SHERRY", "--tests", "tg2", "--rounds", 1]
+    assert "SHERRY" in run(repository, "bench_llama.py", *build, *arguments)
+    assert "llama-bench" in error(repository, "bench_llama.py", "--build", tmp_path)
+
+
+@pytest.mark.runtime
+def test_bench_llama_batched(repository, runtime, tmp_path):
+    """The program is not among those that are built unasked: without it, the way to get it."""
+    file = tmp_path / "figures.json"
+    arguments = ["--shape", "tiny", "--types", "SHERRY", "--tests", "b2,tg2", "--rounds", 1, "--json", file]
+    if (runtime.bin_dir / "llama-batched-bench").exists():
+        run(repository, "bench_llama.py", *arguments)
+        results = json.loads(file.read_text())["results"]
+        assert [result["test"] for result in results] == ["b2", "tg2"]
+        assert all(result["tok_s"] > 0 for result in results)
+    else:
+        assert "sherry-gguf build --target llama-batched-bench" in error(repository, "bench_llama.py", *arguments)
+
+
+@pytest.mark.runtime
+@pytest.mark.usefixtures("runtime")
+def test_bench_llama_plots(repository, tmp_path):
+    """With matplotlib, which is nowhere required; without it, the way to get it."""
+    file = tmp_path / "plot.png"
+    arguments = ["--shape", "tiny", "--types", "SHERRY,TQ2_0", "--tests", "pp4,tg2", "--rounds", 1, "--plot", file]
+    if importlib.util.find_spec("matplotlib"):
+        run(repository, "bench_llama.py", *arguments)
+        assert file.read_bytes().startswith(b"\x89PNG")
+    else:
+        assert "pip install matplotlib" in error(repository, "bench_llama.py", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--types", "SHERRY,FOO"], "'FOO'"),
+        (["--types", ""], "''"),
+        (["--tests", "pp256,xy3"], "'xy3'"),
+        (["--tests", "tg0"], "'tg0'"),
+    ],
+)
+def test_bench_llama_names_what_there_is_not(repository, arguments, named):
+    """Before anything is built or written."""
+    assert named in error(repository, "bench_llama.py", *arguments)
+
+
+def test_benches_say_which_compiler_they_miss(repository, tmp_path, monkeypatch):
+    monkeypatch.setenv("CC", str(tmp_path / "no-compiler"))
+    code = "import limits; limits.Loops(1)"
+    environment = {**os.environ, "PYTHONPATH": str(repository / "scripts")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "no-compiler' does not run: install one, or set CC" in done.stderr
