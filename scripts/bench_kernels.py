@@ -384,7 +384,7 @@ def print_results(results: list[dict[str, Any]], measured: dict[str, Any]) -> No
     print(limits_line(measured))
     dram, int8 = measured["dram_gb_s"], measured["int8_gmac_s"] * measured["threads"]
     for tokens in dict.fromkeys(result["tokens"] for result in results):
-        print(f"\n{f'{tokens} tokens':12} {'Gweights/s':>11} {'best':>7} {'of int8':>8} {'GB/s':>7} {'of memory':>10}")
+        print(f"\n{f'tokens: {tokens}':12} {'Gweights/s':>11} {'best':>7} {'of int8':>8} {'GB/s':>7} {'of memory':>10}")
         for result in results:
             if result["tokens"] == tokens:
                 rate, best, bytes_rate = result["gweights_s"], result["gweights_s_best"], result["gb_s"]
