@@ -1,0 +1,265 @@
+#include "mul_mat.h"
+
+#include "ggml-impl.h"
+#include "sherry.h"
+#include "tile.h"
+
+#include <algorithm>
+
+// How the work is shared.
+//
+// A panel is some rows of src1 that are multiplied with the same matrix. Threads take parts of panels, some tiles each,
+// until none is left. What a thread does with its part, block after block: look-up tables of the block's activations for
+// the tokens of the panel, then all its tiles with them. Sums over blocks are kept in dst.
+//
+// Tables pay off where many rows use them. With few tokens the rows are shared among threads, so the tables of all
+// tokens are made beforehand, by all threads together. With many tokens that would be megabytes: there, a part is a
+// panel of eight tokens with all the rows, and each thread makes its own tables, which stay in its L1 cache.
+
+namespace ggml::cpu::sherry {
+
+namespace {
+
+constexpr int64_t FEW          = 16; // tokens whose tables are made beforehand
+constexpr int64_t PANEL_TOKENS = 8;  // otherwise: tokens of a panel
+constexpr int64_t PARTS        = 4;  // per thread at least: a slow thread does not hold up the others
+constexpr size_t  CACHE_LINE   = 64;
+
+struct token {
+    int64_t row; // of the quantized activations
+    float * dst;
+};
+
+struct panel {
+    const char * weights;
+    int64_t first; // token
+    int64_t count;
+};
+
+template <typename T> T * at(const ggml_tensor * t, int64_t i0, int64_t i1, int64_t i2 = 0, int64_t i3 = 0) {
+    return (T *) ((char *) t->data + i0*t->nb[0] + i1*t->nb[1] + i2*t->nb[2] + i3*t->nb[3]);
+}
+
+// Everything about one operation, and where its parts lie in wdata.
+struct plan {
+    const ggml_tensor * weights;
+    const ggml_tensor * x;
+    const ggml_tensor * ids; // nullptr for MUL_MAT
+    ggml_tensor *       dst;
+
+    const ggml_sherry_tile_kernel * kernel = ggml_sherry_best_tile_kernel();
+
+    int64_t n_blocks; // of a row
+    int64_t n_tiles;  // of a matrix
+    int64_t n_rows;   // of activations
+    int64_t n_tokens; // columns of results
+    int64_t max_panels;
+    bool    few;
+
+    size_t size = 0;
+    size_t q8, tokens, panels, n_panels, tables; // offsets
+
+    plan(int n_threads, ggml_tensor * op) : weights(op->src[0]), x(op->src[1]), ids(op->src[2]), dst(op) {
+        n_blocks   = weights->ne[0]/QK_SHERRY;
+        n_tiles    = weights->ne[1]/SHERRY_TILE_ROWS;
+        n_rows     = ggml_nrows(x);
+        n_tokens   = ids ? ggml_nelements(ids) : n_rows;
+        few        = n_rows <= FEW;
+        max_panels = ids ? n_tokens/PANEL_TOKENS + std::min(n_tokens, weights->ne[2])
+                         : ggml_nrows(x)/x->ne[1]*((x->ne[1] + PANEL_TOKENS - 1)/PANEL_TOKENS);
+
+        q8       = take(n_rows*n_blocks*sizeof(block_q8_sherry));
+        tokens   = take(n_tokens*sizeof(token));
+        panels   = take(max_panels*sizeof(panel));
+        n_panels = take(sizeof(int64_t));
+        tables   = take((few ? n_rows*n_blocks : n_threads*PANEL_TOKENS)*kernel->table_bytes);
+    }
+
+    size_t take(size_t bytes) {
+        const size_t offset = size;
+        size += GGML_PAD(bytes, CACHE_LINE);
+        return offset;
+    }
+};
+
+// What one thread sees of it.
+struct worker {
+    const plan & p;
+    const int    ith;
+    const int    nth;
+
+    char * base;
+
+    worker(const plan & p, const ggml_compute_params * params) : p(p), ith(params->ith), nth(params->nth) {
+        base = (char *) GGML_PAD((uintptr_t) params->wdata, CACHE_LINE);
+        GGML_ASSERT(params->wsize >= p.size + CACHE_LINE);
+    }
+
+    block_q8_sherry * q8(int64_t row, int64_t block) const {
+        return (block_q8_sherry *) (base + p.q8) + row*p.n_blocks + block;
+    }
+    token   * tokens()   const { return (token *)   (base + p.tokens); }
+    panel   * panels()   const { return (panel *)   (base + p.panels); }
+    int64_t & n_panels() const { return *(int64_t *) (base + p.n_panels); }
+
+    // tables of all rows of one block lie together: that is how they are used
+    char * shared_tables(int64_t row, int64_t block) const {
+        return base + p.tables + (block*p.n_rows + row)*p.kernel->table_bytes;
+    }
+    char * own_tables(int64_t i) const {
+        return base + p.tables + (ith*PANEL_TOKENS + i)*p.kernel->table_bytes;
+    }
+
+    // this thread's share of the activations
+    void quantize() const {
+        const ggml_tensor * x = p.x;
+        const int64_t n = p.n_rows*p.n_blocks;
+        for (int64_t i = n*ith/nth; i < n*(ith + 1)/nth; ++i) {
+            const int64_t row = i/p.n_blocks, block = i%p.n_blocks;
+            const int64_t i1 = row%x->ne[1], i2 = row/x->ne[1]%x->ne[2], i3 = row/x->ne[1]/x->ne[2];
+
+            const float * values = at<float>(x, block*QK_SHERRY, i1, i2, i3);
+            float gathered[QK_SHERRY];
+            if (x->nb[0] != sizeof(float)) {
+                for (int64_t j = 0; j < QK_SHERRY; ++j) {
+                    gathered[j] = *at<float>(x, block*QK_SHERRY + j, i1, i2, i3);
+                }
+                values = gathered;
+            }
+            quantize_row_q8_sherry(values, q8(row, block), QK_SHERRY);
+            if (p.few && p.n_tiles > 0) {
+                p.kernel->tables(q8(row, block), shared_tables(row, block));
+            }
+        }
+    }
+
+    void add_panels(const char * weights, int64_t first, int64_t count) const {
+        const int64_t most = p.few ? FEW : PANEL_TOKENS;
+        for (int64_t i = 0; i < count; i += most) {
+            GGML_ASSERT(n_panels() < p.max_panels);
+            panels()[n_panels()++] = { weights, first + i, std::min(most, count - i) };
+        }
+    }
+
+    // one thread does this for all
+    void prepare() const {
+        n_panels() = 0;
+        int64_t n = 0;
+        if (p.ids == nullptr) {
+            const ggml_tensor * x = p.x;
+            for (int64_t i3 = 0; i3 < x->ne[3]; ++i3) {
+                for (int64_t i2 = 0; i2 < x->ne[2]; ++i2) {
+                    for (int64_t i1 = 0; i1 < x->ne[1]; ++i1, ++n) {
+                        tokens()[n] = { n, at<float>(p.dst, 0, i1, i2, i3) };
+                    }
+                    // a matrix serves several of x
+                    const int64_t i02 = i2/(x->ne[2]/p.weights->ne[2]);
+                    const int64_t i03 = i3/(x->ne[3]/p.weights->ne[3]);
+                    add_panels(at<char>(p.weights, 0, 0, i02, i03), n - x->ne[1], x->ne[1]);
+                }
+            }
+            return;
+        }
+        // the tokens of each expert, one expert after the other
+        for (int64_t expert = 0; expert < p.weights->ne[2] && n < p.n_tokens; ++expert) {
+            const int64_t first = n;
+            for (int64_t i2 = 0; i2 < p.ids->ne[1]; ++i2) {
+                for (int64_t i1 = 0; i1 < p.ids->ne[0]; ++i1) {
+                    const int32_t id = *at<int32_t>(p.ids, i1, i2);
+                    GGML_ASSERT(id >= 0 && id < p.weights->ne[2]);
+                    if (id == expert) {
+                        tokens()[n++] = { i2*p.x->ne[1] + i1%p.x->ne[1], at<float>(p.dst, 0, i1, i2) };
+                    }
+                }
+            }
+            add_panels(at<char>(p.weights, 0, 0, expert), first, n - first);
+        }
+    }
+
+    // tiles of one panel
+    void multiply_tiles(const panel & panel, int64_t first_tile, int64_t last_tile) const {
+        const token * tokens = this->tokens() + panel.first;
+        const size_t  tile_stride = p.n_blocks*SHERRY_TILE_BYTES;
+
+        const void * tables[FEW];
+        float        d[FEW];
+        for (int64_t block = 0; block < p.n_blocks; ++block) {
+            for (int64_t t = 0; t < panel.count; ++t) {
+                const block_q8_sherry * x = q8(tokens[t].row, block);
+                d[t] = x->d;
+                if (p.few) {
+                    tables[t] = shared_tables(tokens[t].row, block);
+                } else {
+                    p.kernel->tables(x, own_tables(t));
+                    tables[t] = own_tables(t);
+                }
+            }
+            for (int64_t tile = first_tile; tile < last_tile; tile += p.kernel->max_tiles) {
+                const char * tiles   = panel.weights + tile*tile_stride + block*SHERRY_TILE_BYTES;
+                const int    n_tiles = (int) std::min<int64_t>(p.kernel->max_tiles, last_tile - tile);
+                for (int64_t t = 0; t < panel.count; t += SHERRY_MAX_TOKENS) {
+                    const int n = (int) std::min<int64_t>(SHERRY_MAX_TOKENS, panel.count - t);
+                    float * dst[SHERRY_MAX_TOKENS];
+                    for (int i = 0; i < n; ++i) {
+                        dst[i] = tokens[t + i].dst + tile*SHERRY_TILE_ROWS;
+                    }
+                    p.kernel->mul(n_tiles, tile_stride, tiles, n, tables + t, d + t, dst, block == 0);
+                }
+            }
+        }
+    }
+
+    // the rows that fill no tile
+    void multiply_rest(const panel & panel) const {
+        for (int64_t row = p.n_tiles*SHERRY_TILE_ROWS; row < p.weights->ne[1]; ++row) {
+            const char * weights = panel.weights + row*p.weights->nb[1];
+            for (int64_t t = 0; t < panel.count; ++t) {
+                const token & token = tokens()[panel.first + t];
+                ggml_vec_dot_sherry_q8_sherry((int) p.weights->ne[0], token.dst + row, 0, weights, 0, q8(token.row, 0), 0, 1);
+            }
+        }
+    }
+
+    void multiply(ggml_threadpool * threadpool) const {
+        const int64_t step   = p.kernel->max_tiles;
+        const int64_t wanted = std::max<int64_t>(1, PARTS*nth/std::max<int64_t>(1, n_panels()));
+        // a kernel is at its best with as many tiles as it takes at once
+        int64_t part_tiles = std::max<int64_t>(1, (p.n_tiles + wanted - 1)/wanted);
+        part_tiles = part_tiles > step ? (part_tiles + step - 1)/step*step : part_tiles;
+        const int64_t n_parts = std::max<int64_t>(1, (p.n_tiles + part_tiles - 1)/part_tiles);
+
+        // the first part of each thread is known, so the counter begins after those
+        for (int64_t i = ith; i < n_panels()*n_parts; i = ggml_threadpool_chunk_add(threadpool, 1)) {
+            const panel & panel = panels()[i/n_parts];
+            const int64_t part  = i%n_parts;
+            multiply_tiles(panel, part*part_tiles, std::min((part + 1)*part_tiles, p.n_tiles));
+            if (part == n_parts - 1) {
+                multiply_rest(panel);
+            }
+        }
+    }
+};
+
+}  // namespace
+
+size_t work_size(int n_threads, const ggml_tensor * op) {
+    return plan(n_threads, const_cast<ggml_tensor *>(op)).size + CACHE_LINE; // wdata may lie anywhere
+}
+
+void mul_mat(const ggml_compute_params * params, ggml_tensor * op) {
+    const plan   plan(params->nth, op);
+    const worker worker(plan, params);
+
+    if (plan.n_tokens == 0) {
+        return;
+    }
+    worker.quantize();
+    if (params->ith == 0) {
+        worker.prepare();
+        ggml_threadpool_chunk_set(params->threadpool, params->nth);
+    }
+    ggml_barrier(params->threadpool);
+    worker.multiply(params->threadpool);
+}
+
+}  // namespace ggml::cpu::sherry

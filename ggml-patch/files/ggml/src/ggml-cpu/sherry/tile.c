@@ -1,0 +1,117 @@
+#include "tile.h"
+
+#include "ggml-cpu-impl.h"
+#include "ggml-impl.h"
+
+#include <string.h>
+
+//
+// tiles of bytes
+//
+
+#define CODE_BYTES offsetof(block_sherry, d)
+
+void ggml_sherry_pack_bytes(const block_sherry * rows, size_t row_blocks, void * tile) {
+    uint8_t * out = tile;
+    for (size_t r = 0; r < SHERRY_TILE_ROWS; ++r) {
+        const uint8_t * codes = (const uint8_t *) (rows + r*row_blocks);
+        for (size_t j = 0; j < CODE_BYTES; ++j) {
+            out[j*SHERRY_TILE_ROWS + r] = codes[j];
+        }
+        memcpy(out + SHERRY_TILE_SCALES + 2*r, rows[r*row_blocks].d, 2);
+    }
+}
+
+void ggml_sherry_unpack_bytes(const void * tile, block_sherry * rows, size_t row_blocks) {
+    const uint8_t * in = tile;
+    for (size_t r = 0; r < SHERRY_TILE_ROWS; ++r) {
+        uint8_t * codes = (uint8_t *) (rows + r*row_blocks);
+        for (size_t j = 0; j < CODE_BYTES; ++j) {
+            codes[j] = in[j*SHERRY_TILE_ROWS + r];
+        }
+        memcpy(rows[r*row_blocks].d, in + SHERRY_TILE_SCALES + 2*r, 2);
+    }
+}
+
+//
+// generic
+//
+
+// sums of group g: the 16 with sign 0
+static void tables_generic(const block_q8_sherry * x, void * tables) {
+    static const uint8_t patterns[16] = { SHERRY_PATTERNS };
+    int16_t (* sums)[16] = tables;
+    for (int g = 0; g < SHERRY_GROUPS; ++g) {
+        for (int index = 0; index < 16; ++index) {
+            int sum = 0;
+            for (int p = 0; p < 4; ++p) {
+                sum += ((patterns[index] >> 2*p & 3) - 1)*x->qs[p*SHERRY_GROUPS + g];
+            }
+            sums[g][index] = (int16_t) sum;
+        }
+    }
+}
+
+static void mul_generic(int n_tiles, size_t tile_stride, const void * tiles, int n_tokens, const void * const * tables,
+                        const float * d, float * const * dst, bool first) {
+    for (int i = 0; i < n_tiles; ++i) {
+        const uint8_t * qs    = (const uint8_t *) tiles + (size_t) i*tile_stride;
+        const uint8_t * signs = qs + offsetof(block_sherry, signs)*SHERRY_TILE_ROWS;
+        for (int t = 0; t < n_tokens; ++t) {
+            const int16_t (* sums)[16] = tables[t];
+            for (int r = 0; r < SHERRY_TILE_ROWS; ++r) {
+                int32_t sum = 0;
+                for (int g = 0; g < SHERRY_GROUPS; ++g) {
+                    const int byte  = qs[g%16*SHERRY_TILE_ROWS + r];
+                    const int value = sums[g][g < 16 ? byte & 0xF : byte >> 4];
+                    sum += signs[g/8*SHERRY_TILE_ROWS + r] >> g%8 & 1 ? -value : value;
+                }
+                uint16_t scale;
+                memcpy(&scale, qs + SHERRY_TILE_SCALES + 2*r, sizeof(scale));
+                const float part = GGML_FP16_TO_FP32(scale)*(d[t]*(float) sum);
+                float * out = dst[t] + SHERRY_TILE_ROWS*i + r;
+                *out = first ? part : *out + part;
+            }
+        }
+    }
+}
+
+const struct ggml_sherry_tile_kernel ggml_sherry_tile_generic = {
+    .name        = "generic",
+    .table_bytes = SHERRY_GROUPS*16*sizeof(int16_t),
+    .max_tiles   = 4,
+    .pack        = ggml_sherry_pack_bytes,
+    .unpack      = ggml_sherry_unpack_bytes,
+    .tables      = tables_generic,
+    .mul         = mul_generic,
+};
+
+//
+// dispatch: the fastest first
+//
+
+static const struct ggml_sherry_tile_kernel * const kernels[] = {
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    &ggml_sherry_tile_avx512,
+#endif
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+    &ggml_sherry_tile_avx2,
+#endif
+#if defined(__ARM_NEON) && defined(__aarch64__)
+    &ggml_sherry_tile_neon,
+#endif
+    &ggml_sherry_tile_generic,
+};
+
+const struct ggml_sherry_tile_kernel * ggml_sherry_best_tile_kernel(void) {
+    return kernels[0];
+}
+
+const struct ggml_sherry_tile_kernel * ggml_sherry_tile_kernel_named(const char * name) {
+    for (size_t i = 0; i < sizeof(kernels)/sizeof(kernels[0]); ++i) {
+        if (strcmp(kernels[i]->name, name) == 0) {
+            return kernels[i];
+        }
+    }
+    return NULL;
+}

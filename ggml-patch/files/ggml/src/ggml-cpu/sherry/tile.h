@@ -1,0 +1,64 @@
+#pragma once
+
+// Kernels for SHERRY weights rearranged into tiles: 32 rows of one block, so that a register holds the same four weights
+// of many rows, and a row's sum never leaves its lane.
+//
+// Multiplying is looking up. A group of four weights has 32 patterns, so with four activations it has 32 possible sums,
+// of which 16 are the others negated. Those sums are computed once per group of activations and looked up for every row:
+// one byte or word shuffle for 32 rows x 4 weights. All sums are exact integers.
+//
+// docs/kernels.md has the drawings, the operation counts and what was tried beside this.
+
+#include "ggml-backend.h"
+#include "ggml-sherry.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SHERRY_TILE_ROWS  32
+#define SHERRY_TILE_BYTES (SHERRY_TILE_ROWS*sizeof(block_sherry)) // of one block: tiles take no more room than rows
+#define SHERRY_TILE_SCALES (SHERRY_TILE_BYTES - 2*SHERRY_TILE_ROWS) // the fp16 scales of the rows end a tile's block
+
+#define SHERRY_MAX_TOKENS 4 // of one call of mul
+
+struct ggml_sherry_tile_kernel {
+    const char * name;
+
+    // bytes that the tables of one block of activations take, a multiple of 64
+    size_t table_bytes;
+
+    // tiles that mul takes at once are tile_bytes_of_row apart
+    int max_tiles;
+
+    // one block of 32 rows, row_bytes apart, to a tile and back
+    void (*pack)  (const block_sherry * rows, size_t row_blocks, void * tile);
+    void (*unpack)(const void * tile, block_sherry * rows, size_t row_blocks);
+
+    // the sums of one block of activations, aligned to 64 bytes; its scale is left to mul
+    void (*tables)(const block_q8_sherry * x, void * tables);
+
+    // One block of n_tiles tiles, tile_stride bytes apart, times the same block of n_tokens activations:
+    // dst[t][32*i + r] (+)= (scale of row r of tile i)*d[t]*(sum of weights*qs). The first block writes, others add.
+    void (*mul)(int n_tiles, size_t tile_stride, const void * tiles, int n_tokens, const void * const * tables,
+                const float * d, float * const * dst, bool first);
+};
+
+// the one for the instructions that this library is compiled for
+GGML_BACKEND_API const struct ggml_sherry_tile_kernel * ggml_sherry_best_tile_kernel(void);
+
+// by name, for tests and benches: "generic", "avx2", "avx512", "neon"; NULL if this library has no such kernel
+GGML_BACKEND_API const struct ggml_sherry_tile_kernel * ggml_sherry_tile_kernel_named(const char * name);
+
+extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_generic;
+extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx2;
+extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx512;
+extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_neon;
+
+// Tiles of bytes: byte j of the 20 bytes of codes, of all rows, then of the next j. For shuffles of bytes.
+void ggml_sherry_pack_bytes  (const block_sherry * rows, size_t row_blocks, void * tile);
+void ggml_sherry_unpack_bytes(const void * tile, block_sherry * rows, size_t row_blocks);
+
+#ifdef __cplusplus
+}
+#endif
