@@ -238,7 +238,8 @@ class Bench:
         weights = self.matrices(packed.reshape(len(packed), -1), TILE_ROWS, rows)
         outputs = [aligned((self.columns * rows,), np.float32) for _ in weights]
         x = self.problem.activations
-        tables = {tokens: aligned((n_blocks, tokens, kernel.table_bytes)) for tokens in range(1, self.columns + 1)}
+        scales = np.ones((self.columns, n_blocks), np.float32)
+        tables = {tokens: aligned((tokens, n_blocks, kernel.table_bytes)) for tokens in range(1, self.columns + 1)}
 
         def make_tables(tokens: int, repeat: int = 1) -> float:
             part = (
@@ -257,7 +258,7 @@ class Bench:
                     ctypes.c_void_p(kernel.mul), kernel.max_tiles, n_blocks, count // TILE_ROWS,
                     ctypes.c_size_t(TILE_BYTES), ctypes.c_void_p(matrix[first // TILE_ROWS :].ctypes.data), tokens,
                     ctypes.c_size_t(kernel.table_bytes), ctypes.c_void_p(tables[tokens].ctypes.data),
-                    ctypes.c_void_p(output.ctypes.data), repeat,
+                    ctypes.c_void_p(scales.ctypes.data), ctypes.c_void_p(output.ctypes.data), repeat,
                 )
                 for matrix, output in zip(weights, outputs, strict=True)
             ]  # fmt: skip

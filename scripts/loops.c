@@ -167,33 +167,33 @@ void multiply_rows(span * s, vec_dot_t vec_dot, int n, int rows, size_t row_byte
 }
 
 #define TILE_ROWS   32
-#define PART_TILES  16 // that one thread takes: of a matrix of 4096 rows and two threads, it is as many
 #define MAX_COLUMNS 4  // of one call
+#define RUN_BLOCKS  16 // of more columns: blocks that meet all of them while they are in a cache
 
-typedef void (*mul_t)(int, size_t, const void *, int, const void * const *, const float *, float * const *, bool);
+typedef void (*mul_t)(int, size_t, const void *, int, int, const void * const *, const float * const *, float * const *, bool);
 
-// tables[blocks][columns], dst[columns][tiles*TILE_ROWS]; the scale of all activations is 1
+// tables[columns][blocks], dst[columns][tiles*TILE_ROWS]; scales are those of the blocks' activations
 void multiply_tiles(span * s, mul_t mul, int max_tiles, int blocks, int tiles, size_t tile_bytes, const char * x,
-                    int columns, size_t table_bytes, const char * tables, float * dst, int repeat) {
-    static const float ones[MAX_COLUMNS] = { 1, 1, 1, 1 };
+                    int columns, size_t table_bytes, const char * tables, const float * scales, float * dst, int repeat) {
     const size_t stride = (size_t) blocks*tile_bytes;
+    const int    run    = columns > MAX_COLUMNS ? RUN_BLOCKS : blocks;
     begin(s);
     for (int i = 0; i < repeat; ++i) {
-        for (int part = 0; part < tiles; part += PART_TILES) {
-            const int last = part + PART_TILES < tiles ? part + PART_TILES : tiles;
-            for (int block = 0; block < blocks; ++block) {
-                for (int tile = part; tile < last; tile += max_tiles) {
-                    const int n_tiles = tile + max_tiles < last ? max_tiles : last - tile;
-                    for (int c = 0; c < columns; c += MAX_COLUMNS) {
-                        const int n = c + MAX_COLUMNS < columns ? MAX_COLUMNS : columns - c;
-                        const void * of_columns[MAX_COLUMNS];
-                        float *      out[MAX_COLUMNS];
-                        for (int j = 0; j < n; ++j) {
-                            of_columns[j] = tables + ((size_t) block*columns + c + j)*table_bytes;
-                            out[j] = dst + ((size_t) (c + j)*tiles + tile)*TILE_ROWS;
-                        }
-                        mul(n_tiles, stride, x + tile*stride + block*tile_bytes, n, of_columns, ones, out, block == 0);
+        for (int block = 0; block < blocks; block += run) {
+            const int n_blocks = block + run < blocks ? run : blocks - block;
+            for (int tile = 0; tile < tiles; tile += max_tiles) {
+                const int n_tiles = tile + max_tiles < tiles ? max_tiles : tiles - tile;
+                for (int c = 0; c < columns; c += MAX_COLUMNS) {
+                    const int n = c + MAX_COLUMNS < columns ? MAX_COLUMNS : columns - c;
+                    const void *  of_columns[MAX_COLUMNS];
+                    const float * d[MAX_COLUMNS];
+                    float *       out[MAX_COLUMNS];
+                    for (int j = 0; j < n; ++j) {
+                        of_columns[j] = tables + ((size_t) (c + j)*blocks + block)*table_bytes;
+                        d[j]   = scales + (size_t) (c + j)*blocks + block;
+                        out[j] = dst + ((size_t) (c + j)*tiles + tile)*TILE_ROWS;
                     }
+                    mul(n_tiles, stride, x + tile*stride + block*tile_bytes, n_blocks, n, of_columns, d, out, block == 0);
                 }
             }
         }
@@ -208,10 +208,8 @@ void make_tables(span * s, tables_t make, int blocks, int columns, size_t x_byte
                  char * tables, int repeat) {
     begin(s);
     for (int i = 0; i < repeat; ++i) {
-        for (int block = 0; block < blocks; ++block) {
-            for (int c = 0; c < columns; ++c) {
-                make(x + ((size_t) c*blocks + block)*x_bytes, tables + ((size_t) block*columns + c)*table_bytes);
-            }
+        for (size_t j = 0; j < (size_t) columns*blocks; ++j) {
+            make(x + j*x_bytes, tables + j*table_bytes);
         }
     }
     s->end = now();

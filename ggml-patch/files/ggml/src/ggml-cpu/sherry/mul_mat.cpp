@@ -9,12 +9,12 @@
 // How the work is shared.
 //
 // A panel is some rows of src1 that are multiplied with the same matrix. Threads take parts of panels, some tiles each,
-// until none is left. What a thread does with its part, block after block: look-up tables of the block's activations for
-// the tokens of the panel, then all its tiles with them. Sums over blocks are kept in dst.
+// until none is left.
 //
 // Tables pay off where many rows use them. With few tokens the rows are shared among threads, so the tables of all
 // tokens are made beforehand, by all threads together. With many tokens that would be megabytes: there, a part is a
-// panel of eight tokens with all the rows, and each thread makes its own tables, which stay in its L1 cache.
+// panel of eight tokens with all the rows, and each thread makes its own tables, of some blocks at a time, so that they
+// stay in its second-level cache.
 
 namespace ggml::cpu::sherry {
 
@@ -22,6 +22,7 @@ namespace {
 
 constexpr int64_t FEW          = 16; // tokens whose tables are made beforehand
 constexpr int64_t PANEL_TOKENS = 8;  // otherwise: tokens of a panel
+constexpr int64_t RUN_BLOCKS   = 16; // otherwise: blocks whose tables a thread makes at a time
 constexpr int64_t PARTS        = 4;  // per thread at least: a slow thread does not hold up the others
 constexpr size_t  CACHE_LINE   = 64;
 
@@ -57,7 +58,7 @@ struct plan {
     bool    few;
 
     size_t size = 0;
-    size_t q8, tokens, panels, n_panels, tables; // offsets
+    size_t q8, d, tokens, panels, n_panels, tables; // offsets
 
     plan(int n_threads, ggml_tensor * op) : weights(op->src[0]), x(op->src[1]), ids(op->src[2]), dst(op) {
         n_blocks   = weights->ne[0]/QK_SHERRY;
@@ -69,10 +70,11 @@ struct plan {
                          : ggml_nrows(x)/x->ne[1]*((x->ne[1] + PANEL_TOKENS - 1)/PANEL_TOKENS);
 
         q8       = take(n_rows*n_blocks*sizeof(block_q8_sherry));
+        d        = take(n_rows*n_blocks*sizeof(float));
         tokens   = take(n_tokens*sizeof(token));
         panels   = take(max_panels*sizeof(panel));
         n_panels = take(sizeof(int64_t));
-        tables   = take((few ? n_rows*n_blocks : n_threads*PANEL_TOKENS)*kernel->table_bytes);
+        tables   = take((few ? n_rows*n_blocks : n_threads*PANEL_TOKENS*RUN_BLOCKS)*kernel->table_bytes);
     }
 
     size_t take(size_t bytes) {
@@ -98,16 +100,16 @@ struct worker {
     block_q8_sherry * q8(int64_t row, int64_t block) const {
         return (block_q8_sherry *) (base + p.q8) + row*p.n_blocks + block;
     }
+    float   * d(int64_t row) const { return (float *) (base + p.d) + row*p.n_blocks; }
     token   * tokens()   const { return (token *)   (base + p.tokens); }
     panel   * panels()   const { return (panel *)   (base + p.panels); }
     int64_t & n_panels() const { return *(int64_t *) (base + p.n_panels); }
 
-    // tables of all rows of one block lie together: that is how they are used
     char * shared_tables(int64_t row, int64_t block) const {
-        return base + p.tables + (block*p.n_rows + row)*p.kernel->table_bytes;
+        return base + p.tables + (row*p.n_blocks + block)*p.kernel->table_bytes;
     }
     char * own_tables(int64_t i) const {
-        return base + p.tables + (ith*PANEL_TOKENS + i)*p.kernel->table_bytes;
+        return base + p.tables + (ith*PANEL_TOKENS + i)*RUN_BLOCKS*p.kernel->table_bytes;
     }
 
     // this thread's share of the activations
@@ -127,6 +129,7 @@ struct worker {
                 values = gathered;
             }
             quantize_row_q8_sherry(values, q8(row, block), QK_SHERRY);
+            d(row)[block] = q8(row, block)->d;
             if (p.few && p.n_tiles > 0) {
                 p.kernel->tables(q8(row, block), shared_tables(row, block));
             }
@@ -176,22 +179,23 @@ struct worker {
         }
     }
 
-    // tiles of one panel
+    // Some tiles of one panel. Sums over runs of blocks are kept in dst.
     void multiply_tiles(const panel & panel, int64_t first_tile, int64_t last_tile) const {
         const token * tokens = this->tokens() + panel.first;
         const size_t  tile_stride = p.n_blocks*SHERRY_TILE_BYTES;
+        // a run of all blocks reads the weights in the order they lie in, but its tables are too many for a cache
+        const int64_t run = panel.count <= SHERRY_MAX_TOKENS && p.few ? p.n_blocks : RUN_BLOCKS;
 
-        const void * tables[FEW];
-        float        d[FEW];
-        for (int64_t block = 0; block < p.n_blocks; ++block) {
+        for (int64_t block = 0; block < p.n_blocks; block += run) {
+            const int64_t n_blocks = std::min(run, p.n_blocks - block);
+
+            const char *  tables[FEW];
+            const float * d[FEW];
             for (int64_t t = 0; t < panel.count; ++t) {
-                const block_q8_sherry * x = q8(tokens[t].row, block);
-                d[t] = x->d;
-                if (p.few) {
-                    tables[t] = shared_tables(tokens[t].row, block);
-                } else {
-                    p.kernel->tables(x, own_tables(t));
-                    tables[t] = own_tables(t);
+                d[t]      = this->d(tokens[t].row) + block;
+                tables[t] = p.few ? shared_tables(tokens[t].row, block) : own_tables(t);
+                for (int64_t i = 0; i < n_blocks && !p.few; ++i) {
+                    p.kernel->tables(q8(tokens[t].row, block + i), own_tables(t) + i*p.kernel->table_bytes);
                 }
             }
             for (int64_t tile = first_tile; tile < last_tile; tile += p.kernel->max_tiles) {
@@ -203,7 +207,8 @@ struct worker {
                     for (int i = 0; i < n; ++i) {
                         dst[i] = tokens[t + i].dst + tile*SHERRY_TILE_ROWS;
                     }
-                    p.kernel->mul(n_tiles, tile_stride, tiles, n, tables + t, d + t, dst, block == 0);
+                    p.kernel->mul(n_tiles, tile_stride, tiles, (int) n_blocks, n, (const void * const *) (tables + t),
+                                  d + t, dst, block == 0);
                 }
             }
         }
@@ -221,11 +226,13 @@ struct worker {
     }
 
     void multiply(ggml_threadpool * threadpool) const {
-        const int64_t step   = p.kernel->max_tiles;
         const int64_t wanted = std::max<int64_t>(1, PARTS*nth/std::max<int64_t>(1, n_panels()));
-        // a kernel is at its best with as many tiles as it takes at once
         int64_t part_tiles = std::max<int64_t>(1, (p.n_tiles + wanted - 1)/wanted);
-        part_tiles = part_tiles > step ? (part_tiles + step - 1)/step*step : part_tiles;
+        // a kernel is at its best with as many tiles as it takes at once, unless that leaves threads without work
+        const int64_t step = p.kernel->max_tiles;
+        if (p.n_tiles >= step*nth) {
+            part_tiles = (part_tiles + step - 1)/step*step;
+        }
         const int64_t n_parts = std::max<int64_t>(1, (p.n_tiles + part_tiles - 1)/part_tiles);
 
         // the first part of each thread is known, so the counter begins after those

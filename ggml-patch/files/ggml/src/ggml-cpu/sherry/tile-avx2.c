@@ -151,8 +151,23 @@ static inline __attribute__((always_inline)) void mul_tile(
     }
 }
 
-static void mul_avx2(int n_tiles, size_t tile_stride, const void * tiles, int n_tokens, const void * const * tables,
-                     const float * d, float * const * dst, bool first) {
+// n_tokens is a constant where this is inlined
+static inline __attribute__((always_inline)) void mul_blocks(
+        const uint8_t * tile, int n_blocks, const int n_tokens, const void * const * tables,
+        const float * const * d, float * const * dst, bool first) {
+    for (int b = 0; b < n_blocks; ++b) {
+        const void * tables_b[SHERRY_MAX_TOKENS];
+        float        d_b[SHERRY_MAX_TOKENS];
+        for (int t = 0; t < n_tokens; ++t) {
+            tables_b[t] = (const __m256i *) tables[t] + b*SHERRY_GROUPS;
+            d_b[t]      = d[t][b];
+        }
+        mul_tile(tile + (size_t) b*SHERRY_TILE_BYTES, n_tokens, tables_b, d_b, dst, first && b == 0);
+    }
+}
+
+static void mul_avx2(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+                     const void * const * tables, const float * const * d, float * const * dst, bool first) {
     for (int i = 0; i < n_tiles; ++i) {
         const uint8_t * tile = (const uint8_t *) tiles + (size_t) i*tile_stride;
         float * rows[SHERRY_MAX_TOKENS];
@@ -160,10 +175,10 @@ static void mul_avx2(int n_tiles, size_t tile_stride, const void * tiles, int n_
             rows[t] = dst[t] + SHERRY_TILE_ROWS*i;
         }
         switch (n_tokens) {
-            case 1: mul_tile(tile, 1, tables, d, rows, first); break;
-            case 2: mul_tile(tile, 2, tables, d, rows, first); break;
-            case 3: mul_tile(tile, 3, tables, d, rows, first); break;
-            case 4: mul_tile(tile, 4, tables, d, rows, first); break;
+            case 1: mul_blocks(tile, n_blocks, 1, tables, d, rows, first); break;
+            case 2: mul_blocks(tile, n_blocks, 2, tables, d, rows, first); break;
+            case 3: mul_blocks(tile, n_blocks, 3, tables, d, rows, first); break;
+            case 4: mul_blocks(tile, n_blocks, 4, tables, d, rows, first); break;
         }
     }
 }

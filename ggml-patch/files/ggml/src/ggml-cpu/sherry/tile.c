@@ -5,6 +5,13 @@
 
 #include <string.h>
 
+const int8_t ggml_sherry_patterns[16][4] = {
+    {  0,  1,  1,  1 }, {  0,  1, -1,  1 }, {  0,  1,  1, -1 }, {  0,  1, -1, -1 },
+    {  1,  0,  1,  1 }, {  1,  0, -1,  1 }, {  1,  0,  1, -1 }, {  1,  0, -1, -1 },
+    {  1,  1,  0,  1 }, {  1, -1,  0,  1 }, {  1,  1,  0, -1 }, {  1, -1,  0, -1 },
+    {  1,  1,  1,  0 }, {  1, -1,  1,  0 }, {  1,  1, -1,  0 }, {  1, -1, -1,  0 },
+};
+
 //
 // tiles of bytes
 //
@@ -52,25 +59,35 @@ static void tables_generic(const block_q8_sherry * x, void * tables) {
     }
 }
 
-static void mul_generic(int n_tiles, size_t tile_stride, const void * tiles, int n_tokens, const void * const * tables,
-                        const float * d, float * const * dst, bool first) {
+// integers of one block: sums[r] of 32 rows
+static void isums_generic(const uint8_t * tile, const int16_t (* table)[16], int32_t * sums) {
+    const uint8_t * signs = tile + offsetof(block_sherry, signs)*SHERRY_TILE_ROWS;
+    for (int r = 0; r < SHERRY_TILE_ROWS; ++r) {
+        sums[r] = 0;
+        for (int g = 0; g < SHERRY_GROUPS; ++g) {
+            const int byte  = tile[g%16*SHERRY_TILE_ROWS + r];
+            const int value = table[g][g < 16 ? byte & 0xF : byte >> 4];
+            sums[r] += signs[g/8*SHERRY_TILE_ROWS + r] >> g%8 & 1 ? -value : value;
+        }
+    }
+}
+
+static void mul_generic(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+                        const void * const * tables, const float * const * d, float * const * dst, bool first) {
     for (int i = 0; i < n_tiles; ++i) {
-        const uint8_t * qs    = (const uint8_t *) tiles + (size_t) i*tile_stride;
-        const uint8_t * signs = qs + offsetof(block_sherry, signs)*SHERRY_TILE_ROWS;
-        for (int t = 0; t < n_tokens; ++t) {
-            const int16_t (* sums)[16] = tables[t];
-            for (int r = 0; r < SHERRY_TILE_ROWS; ++r) {
-                int32_t sum = 0;
-                for (int g = 0; g < SHERRY_GROUPS; ++g) {
-                    const int byte  = qs[g%16*SHERRY_TILE_ROWS + r];
-                    const int value = sums[g][g < 16 ? byte & 0xF : byte >> 4];
-                    sum += signs[g/8*SHERRY_TILE_ROWS + r] >> g%8 & 1 ? -value : value;
+        for (int b = 0; b < n_blocks; ++b) {
+            const uint8_t * tile = (const uint8_t *) tiles + (size_t) i*tile_stride + b*SHERRY_TILE_BYTES;
+            for (int t = 0; t < n_tokens; ++t) {
+                int32_t sums[SHERRY_TILE_ROWS];
+                isums_generic(tile, (const int16_t (*)[16]) tables[t] + b*SHERRY_GROUPS, sums);
+
+                float * out = dst[t] + SHERRY_TILE_ROWS*i;
+                for (int r = 0; r < SHERRY_TILE_ROWS; ++r) {
+                    uint16_t scale;
+                    memcpy(&scale, tile + SHERRY_TILE_SCALES + 2*r, sizeof(scale));
+                    const float part = GGML_FP16_TO_FP32(scale)*(d[t][b]*(float) sums[r]);
+                    out[r] = first && b == 0 ? part : out[r] + part;
                 }
-                uint16_t scale;
-                memcpy(&scale, qs + SHERRY_TILE_SCALES + 2*r, sizeof(scale));
-                const float part = GGML_FP16_TO_FP32(scale)*(d[t]*(float) sum);
-                float * out = dst[t] + SHERRY_TILE_ROWS*i + r;
-                *out = first ? part : *out + part;
             }
         }
     }

@@ -38,10 +38,11 @@ struct ggml_sherry_tile_kernel {
     // the sums of one block of activations, aligned to 64 bytes; its scale is left to mul
     void (*tables)(const block_q8_sherry * x, void * tables);
 
-    // One block of n_tiles tiles, tile_stride bytes apart, times the same block of n_tokens activations:
-    // dst[t][32*i + r] (+)= (scale of row r of tile i)*d[t]*(sum of weights*qs). The first block writes, others add.
-    void (*mul)(int n_tiles, size_t tile_stride, const void * tiles, int n_tokens, const void * const * tables,
-                const float * d, float * const * dst, bool first);
+    // n_tiles tiles, tile_stride bytes apart, times n_tokens columns of activations, n_blocks blocks of both:
+    // dst[t][32*i + r] (+)= sum over blocks b of (scale of row r of tile i)*d[t][b]*(sum of weights*qs).
+    // Blocks lie one after the other, of a tile as of tables[t]. The first blocks of a row write, others add.
+    void (*mul)(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+                const void * const * tables, const float * const * d, float * const * dst, bool first);
 };
 
 // the one for the instructions that this library is compiled for
@@ -54,6 +55,9 @@ extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_generic;
 extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx2;
 extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx512;
 extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_neon;
+
+// the weights of the codes of sign 0
+extern const int8_t ggml_sherry_patterns[16][4];
 
 // Tiles of bytes: byte j of the 20 bytes of codes, of all rows, then of the next j. For shuffles of bytes.
 void ggml_sherry_pack_bytes  (const block_sherry * rows, size_t row_blocks, void * tile);
