@@ -23,7 +23,7 @@ namespace {
 constexpr int64_t FEW          = 16; // tokens whose tables are made beforehand
 constexpr int64_t PANEL_TOKENS = 8;  // otherwise: tokens of a panel
 constexpr int64_t RUN_BLOCKS   = 16; // otherwise: blocks whose tables a thread makes at a time
-constexpr int64_t PARTS        = 4;  // per thread at least: a slow thread does not hold up the others
+constexpr int64_t PARTS        = 2;  // per thread at least: a slow thread does not hold up the others
 constexpr size_t  CACHE_LINE   = 64;
 
 struct token {
@@ -67,7 +67,7 @@ struct plan {
         n_tokens   = ids ? ggml_nelements(ids) : n_rows;
         few        = n_rows <= FEW;
         max_panels = ids ? n_tokens/PANEL_TOKENS + std::min(n_tokens, weights->ne[2])
-                         : ggml_nrows(x)/x->ne[1]*((x->ne[1] + PANEL_TOKENS - 1)/PANEL_TOKENS);
+                         : x->ne[2]*x->ne[3]*((x->ne[1] + PANEL_TOKENS - 1)/PANEL_TOKENS);
 
         q8       = take(n_rows*n_blocks*sizeof(block_q8_sherry));
         d        = take(n_rows*n_blocks*sizeof(float));

@@ -1,8 +1,7 @@
-#include "tile.h"
+#include "tile-x86.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 
-#include <immintrin.h>
 #include <string.h>
 
 // Tiles of words with AVX-512: a register holds one word of 32 rows, vpermw looks up 32 sums of 16 bits. It reads the low
@@ -88,27 +87,10 @@ static void tables_avx512(const block_q8_sherry * x, void * tables) {
     const __m512i sa = _mm512_sub_epi32(_mm512_setzero_si512(), too_much_a);
     const __m512i sb = _mm512_sub_epi32(_mm512_setzero_si512(), too_much_b);
 
-    // planes to groups: four activations of a group in a dword
-    uint32_t xs[SHERRY_GROUPS];
-    const __m256i p0 = _mm256_loadu_si256((const __m256i *) x->qs + 0);
-    const __m256i p1 = _mm256_loadu_si256((const __m256i *) x->qs + 1);
-    const __m256i p2 = _mm256_loadu_si256((const __m256i *) x->qs + 2);
-    const __m256i p3 = _mm256_loadu_si256((const __m256i *) x->qs + 3);
-    const __m256i a = _mm256_unpacklo_epi8(p0, p1); // groups 0..7, 16..23
-    const __m256i b = _mm256_unpackhi_epi8(p0, p1); // groups 8..15, 24..31
-    const __m256i c = _mm256_unpacklo_epi8(p2, p3);
-    const __m256i e = _mm256_unpackhi_epi8(p2, p3);
-    const __m256i g0 = _mm256_unpacklo_epi16(a, c); // groups 0..3, 16..19
-    const __m256i g1 = _mm256_unpackhi_epi16(a, c); // groups 4..7, 20..23
-    const __m256i g2 = _mm256_unpacklo_epi16(b, e); // groups 8..11, 24..27
-    const __m256i g3 = _mm256_unpackhi_epi16(b, e); // groups 12..15, 28..31
-    _mm256_storeu_si256((__m256i *) xs + 0, _mm256_permute2x128_si256(g0, g1, 0x20));
-    _mm256_storeu_si256((__m256i *) xs + 1, _mm256_permute2x128_si256(g2, g3, 0x20));
-    _mm256_storeu_si256((__m256i *) xs + 2, _mm256_permute2x128_si256(g0, g1, 0x31));
-    _mm256_storeu_si256((__m256i *) xs + 3, _mm256_permute2x128_si256(g2, g3, 0x31));
-
+    int32_t groups[SHERRY_GROUPS];
+    groups_of_planes(x, groups);
     for (int g = 0; g < SHERRY_GROUPS; ++g) {
-        const __m512i xg = _mm512_set1_epi32((int) (xs[g] ^ 0x80808080));
+        const __m512i xg = _mm512_xor_si512(_mm512_set1_epi32(groups[g]), offset);
         _mm512_store_si512((__m512i *) tables + g, _mm512_packs_epi32(DOT4(sa, xg, wa), DOT4(sb, xg, wb)));
     }
 }
@@ -129,21 +111,7 @@ static inline void add_rows(__m512i sums, __m512 d, const __m512 scales[2], floa
     }
 }
 
-// Compilers add the sums up in another order, and run out of registers: this keeps a value in one, here and now.
-#if defined(__GNUC__)
-#define KEEP(x) __asm__("" : "+v"(x))
-#else
-#define KEEP(x)
-#endif
-
-// a loop over tiles or tokens; their number is a constant, so that nothing of it is left
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#elif defined(__GNUC__)
-#define UNROLL _Pragma("GCC unroll 8")
-#else
-#define UNROLL
-#endif
+// a loop over tiles or tokens
 #define EACH(i, n) UNROLL for (int i = 0; i < (n); ++i)
 
 // one group: its codes lie lowest in the words of index
@@ -169,7 +137,7 @@ static inline void add_rows(__m512i sums, __m512 d, const __m512 scales[2], floa
 #define PREFETCH(p) _mm_prefetch((const char *) ((uintptr_t) (p) + ahead), _MM_HINT_T0)
 
 // n_tiles and n_tokens are constants where this is inlined: 16 registers of sums at most, and one of codes for each tile
-static inline __attribute__((always_inline)) void mul_tiles(
+INLINE void mul_tiles(
         const int n_tiles, size_t tile_stride, const uint8_t * tiles, int n_blocks, const int n_tokens,
         const void * const * tables, const float * const * d, float * const * dst, bool first) {
     const __m512i top = _mm512_set1_epi16((short) 0x8000);
