@@ -61,6 +61,8 @@ void quantize_row_sherry(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, 
 void quantize_row_q8_sherry(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
     quantize_row_q8_sherry_avx2(x, y, k);
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+    quantize_row_q8_sherry_neon(x, y, k);
 #else
     quantize_row_q8_sherry_ref(x, y, k);
 #endif
@@ -69,6 +71,8 @@ void quantize_row_q8_sherry(const float * GGML_RESTRICT x, void * GGML_RESTRICT 
 void ggml_vec_dot_sherry_q8_sherry(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) {
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
     ggml_vec_dot_sherry_q8_sherry_avx2(n, s, bs, vx, bx, vy, by, nrc);
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+    ggml_vec_dot_sherry_q8_sherry_neon(n, s, bs, vx, bx, vy, by, nrc);
 #else
     ggml_vec_dot_sherry_q8_sherry_generic(n, s, bs, vx, bx, vy, by, nrc);
 #endif

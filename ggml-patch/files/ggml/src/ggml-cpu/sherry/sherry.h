@@ -18,13 +18,16 @@ GGML_BACKEND_API void quantize_row_q8_sherry(const float * GGML_RESTRICT x, void
 GGML_BACKEND_API void ggml_vec_dot_sherry_q8_sherry        (int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
 GGML_BACKEND_API void ggml_vec_dot_sherry_q8_sherry_generic(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
 GGML_BACKEND_API void ggml_vec_dot_sherry_q8_sherry_avx2   (int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
+GGML_BACKEND_API void ggml_vec_dot_sherry_q8_sherry_neon   (int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
 
 // the integers inside vec_dot: sums[i] = sum over block i of weight (-1, 0, 1) * qs. Every kernel gives the same.
 GGML_BACKEND_API void ggml_sherry_isums_generic(int n, int32_t * GGML_RESTRICT sums, const void * GGML_RESTRICT vx, const void * GGML_RESTRICT vy);
 GGML_BACKEND_API void ggml_sherry_isums_avx2   (int n, int32_t * GGML_RESTRICT sums, const void * GGML_RESTRICT vx, const void * GGML_RESTRICT vy);
+GGML_BACKEND_API void ggml_sherry_isums_neon   (int n, int32_t * GGML_RESTRICT sums, const void * GGML_RESTRICT vx, const void * GGML_RESTRICT vy);
 
 // Q8_SHERRY, bytes equal to quantize_row_q8_sherry_ref
 GGML_BACKEND_API void quantize_row_q8_sherry_avx2(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
+GGML_BACKEND_API void quantize_row_q8_sherry_neon(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,164 @@
+#include "sherry.h"
+
+#include "ggml-cpu-impl.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#if defined(__ARM_NEON) && defined(__aarch64__)
+
+#include <arm_neon.h>
+
+// vec_dot of one row, SHERRY x Q8_SHERRY, NEON: one block of 128 weights at a time.
+//
+// Byte g of two 128-bit registers belongs to group g: groups 0..15 are the low nibbles of qs, 16..31 the high ones. As
+// with AVX2, plane p of the weights (the p-th weight of 16 groups) is one look-up with an index of four bits: with s2,
+// s3 the signs of second and third themselves, not relative to first, planes 2 and 3 depend on (zero_pos, s3, s2),
+// planes 0 and 1 on (zero_pos, sign, s2). What is looked up is -1, 0, 1, so the sum of activations is not needed.
+//
+// A look-up of all five bits in a table of two registers would take less before and more inside: compilers copy such
+// pairs of registers, and older cores take twice as long for one.
+//
+// With dotprod the products of four bytes add up in 32 bits. Without it two multiplications, of the low and the high
+// half of a register, add up in 16 bits: a lane gets 16 products, 16*127 = 2032 at most.
+
+typedef struct {
+    int8x16_t w[4]; // weight p of 16 groups
+} planes_t;
+
+// zero_pos:                               0             1               2               3
+static const int8_t table0[16] = { 0,  0,  0,  0, 1,  1, -1, -1, 1,  1, -1, -1, 1,  1, -1, -1 }; // first
+static const int8_t table1[16] = { 1,  1, -1, -1, 0,  0,  0,  0, 1, -1,  1, -1, 1, -1,  1, -1 }; // first or second
+static const int8_t table2[16] = { 1, -1,  1, -1, 1, -1,  1, -1, 0,  0,  0,  0, 1,  1, -1, -1 }; // second or third
+static const int8_t table3[16] = { 1,  1, -1, -1, 1,  1, -1, -1, 1,  1, -1, -1, 0,  0,  0,  0 }; // third
+
+// sign: 0 or 255
+static inline planes_t decode(uint8x16_t index, uint8x16_t sign) {
+    const uint8x16_t i23 = veorq_u8(index, vandq_u8(sign, vdupq_n_u8(3))); // zero_pos << 2 | s3 << 1 | s2
+    const uint8x16_t i01 = vbslq_u8(vdupq_n_u8(2), sign, i23);             // zero_pos << 2 | sign << 1 | s2
+    const planes_t planes = { {
+        vqtbl1q_s8(vld1q_s8(table0), i01),
+        vqtbl1q_s8(vld1q_s8(table1), i01),
+        vqtbl1q_s8(vld1q_s8(table2), i23),
+        vqtbl1q_s8(vld1q_s8(table3), i23),
+    } };
+    return planes;
+}
+
+// four parts of the sum over the block of weight*y.qs
+static inline int32x4_t block_isum(const block_sherry * x, const block_q8_sherry * y) {
+    const uint8x16_t lo_byte = vcombine_u8(vdup_n_u8(0), vdup_n_u8(1)); // of groups 0..15 in the signs
+    const uint8x16_t hi_byte = vcombine_u8(vdup_n_u8(2), vdup_n_u8(3));
+    const uint8x16_t bit     = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
+
+    uint32_t four;
+    memcpy(&four, x->signs, sizeof(four));
+    const uint8x16_t signs = vreinterpretq_u8_u32(vdupq_n_u32(four));
+    const uint8x16_t qs    = vld1q_u8(x->qs);
+    const planes_t lo = decode(vandq_u8(qs, vdupq_n_u8(0xF)), vtstq_u8(vqtbl1q_u8(signs, lo_byte), bit));
+    const planes_t hi = decode(vshrq_n_u8(qs, 4),             vtstq_u8(vqtbl1q_u8(signs, hi_byte), bit));
+
+#if defined(__ARM_FEATURE_DOTPROD)
+    int32x4_t sum0 = vdupq_n_s32(0), sum1 = vdupq_n_s32(0);
+    for (int p = 0; p < 4; ++p) {
+        sum0 = vdotq_s32(sum0, lo.w[p], vld1q_s8(y->qs + p*SHERRY_GROUPS));
+        sum1 = vdotq_s32(sum1, hi.w[p], vld1q_s8(y->qs + p*SHERRY_GROUPS + 16));
+    }
+    return vaddq_s32(sum0, sum1);
+#else
+    int16x8_t sum0 = vdupq_n_s16(0), sum1 = vdupq_n_s16(0);
+    for (int p = 0; p < 4; ++p) {
+        const int8x16_t y_lo = vld1q_s8(y->qs + p*SHERRY_GROUPS);
+        const int8x16_t y_hi = vld1q_s8(y->qs + p*SHERRY_GROUPS + 16);
+        sum0 = vmlal_s8(sum0, vget_low_s8(lo.w[p]), vget_low_s8(y_lo));
+        sum1 = vmlal_high_s8(sum1, lo.w[p], y_lo);
+        sum0 = vmlal_s8(sum0, vget_low_s8(hi.w[p]), vget_low_s8(y_hi));
+        sum1 = vmlal_high_s8(sum1, hi.w[p], y_hi);
+    }
+    return vpaddlq_s16(vaddq_s16(sum0, sum1)); // 2*2032 fits as well
+#endif
+}
+
+static inline float block_scale(const block_sherry * x, const block_q8_sherry * y) {
+    uint16_t bits;
+    memcpy(&bits, x->d, sizeof(bits));
+    return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(bits))), 0)*y->d;
+}
+
+void ggml_sherry_isums_neon(int n, int32_t * GGML_RESTRICT sums, const void * GGML_RESTRICT vx, const void * GGML_RESTRICT vy) {
+    const block_sherry    * GGML_RESTRICT x = vx;
+    const block_q8_sherry * GGML_RESTRICT y = vy;
+
+    for (int i = 0; i < n/QK_SHERRY; ++i) {
+        sums[i] = vaddvq_s32(block_isum(x + i, y + i));
+    }
+}
+
+void ggml_vec_dot_sherry_q8_sherry_neon(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) {
+    assert(n % QK_SHERRY == 0);
+    assert(nrc == 1);
+    GGML_UNUSED(bs);
+    GGML_UNUSED(bx);
+    GGML_UNUSED(by);
+    GGML_UNUSED(nrc);
+
+    const block_sherry    * GGML_RESTRICT x = vx;
+    const block_q8_sherry * GGML_RESTRICT y = vy;
+
+    float32x4_t sum = vdupq_n_f32(0);
+    for (int i = 0; i < n/QK_SHERRY; ++i) {
+        sum = vfmaq_n_f32(sum, vcvtq_f32_s32(block_isum(x + i, y + i)), block_scale(x + i, y + i));
+    }
+    *s = vaddvq_f32(sum);
+}
+
+// 16 groups of one plane; |q| <= 127, so that narrowing loses nothing
+static inline int8x16_t narrow(const int32x4_t q[4]) {
+    const int16x8_t lo = vmovn_high_s32(vmovn_s32(q[0]), q[1]);
+    const int16x8_t hi = vmovn_high_s32(vmovn_s32(q[2]), q[3]);
+    return vmovn_high_s16(vmovn_s16(lo), hi);
+}
+
+void quantize_row_q8_sherry_neon(const float * GGML_RESTRICT x, void * GGML_RESTRICT vy, int64_t k) {
+    assert(k % QK_SHERRY == 0);
+    block_q8_sherry * GGML_RESTRICT y = vy;
+
+    for (int64_t i = 0; i < k/QK_SHERRY; ++i, x += QK_SHERRY) {
+        // as integers, magnitudes are in the order of the floats, with infinity and NaN above all of them
+        uint32x4_t max = vdupq_n_u32(0);
+        for (int j = 0; j < QK_SHERRY; j += 4) {
+            max = vmaxq_u32(max, vandq_u32(vreinterpretq_u32_f32(vld1q_f32(x + j)), vdupq_n_u32(0x7FFFFFFF)));
+        }
+        const uint32_t bits = vmaxvq_u32(max);
+        float amax;
+        memcpy(&amax, &bits, sizeof(amax));
+
+        if (!isfinite(amax) || amax < 0x1p-119f) {
+            memset(y + i, 0, sizeof(y[i]));
+            y[i].d = isfinite(amax) ? 0 : NAN;
+            continue;
+        }
+
+        const float id = 127.0f/amax;
+        int32_t sum = 0;
+        for (int half = 0; half < 2; ++half) { // 16 groups
+            int32x4_t q[4][4]; // q[p][j]: plane p of groups 4*j..4*j+3
+            for (int j = 0; j < 4; ++j) {
+                const float32x4x4_t planes = vld4q_f32(x + 64*half + 16*j);
+                for (int p = 0; p < 4; ++p) {
+                    q[p][j] = vcvtnq_s32_f32(vmulq_n_f32(planes.val[p], id)); // to nearest even
+                }
+            }
+            for (int p = 0; p < 4; ++p) {
+                const int8x16_t qs = narrow(q[p]);
+                vst1q_s8(y[i].qs + p*SHERRY_GROUPS + 16*half, qs);
+                sum += vaddlvq_s8(qs);
+            }
+        }
+        y[i].d   = amax/127.0f;
+        y[i].sum = sum;
+    }
+}
+
+#endif
