@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +22,11 @@ U8 = npt.NDArray[np.uint8]
 # block_q8_sherry of ggml-sherry.h
 ACTIVATIONS = np.dtype([("d", np.float32), ("sum", np.int32), ("qs", np.int8, BLOCK)])
 
-Kernel = Literal["generic", "avx2"]
+Kernel = Literal["generic", "avx2", "neon"]
+
+TILE_KERNELS = ("generic", "avx2", "avx512", "neon")
+TILE_ROWS = 32
+TILE_BYTES = TILE_ROWS * BLOCK_BYTES
 
 GGML_TYPE_F32 = 0
 GGML_TYPE_I32 = 26
@@ -29,6 +34,26 @@ GGML_TYPE_I32 = 26
 
 class _InitParams(ctypes.Structure):
     _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
+class TileKernel(ctypes.Structure):
+    """ggml_sherry_tile_kernel of tile.h."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("table_bytes", ctypes.c_size_t),
+        ("max_tiles", ctypes.c_int),
+        ("pack", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)),
+        ("unpack", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)),
+        ("tables", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)),
+        (
+            "mul",
+            ctypes.CFUNCTYPE(
+                None, ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int, ctypes.c_int,
+                ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_bool,
+            ),
+        ),
+    )  # fmt: skip
 
 
 def pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
@@ -74,7 +99,8 @@ class Ggml:
 
     def activations(self, kernel: Kernel, x: F32) -> npt.NDArray[np.void]:
         """float32[k] -> ACTIVATIONS[k/128]."""
-        function = self.base.quantize_row_q8_sherry_ref if kernel == "generic" else self.cpu.quantize_row_q8_sherry_avx2
+        in_cpu = f"quantize_row_q8_sherry_{kernel}"
+        function = self.base.quantize_row_q8_sherry_ref if kernel == "generic" else getattr(self.cpu, in_cpu)
         out = np.zeros(x.size // BLOCK, dtype=ACTIVATIONS)
         function(pointer(x), pointer(out), ctypes.c_int64(x.size))
         return out
@@ -108,27 +134,83 @@ class Ggml:
         function(x.size * BLOCK, pointer(out), zero, pointer(row), zero, pointer(x), zero, 1)
         return float(out[0])
 
-    def compute(self, operator: str, *operands: npt.NDArray[Any]) -> F32:
-        """Result of one ggml operator on two threads. uint8 operands are SHERRY blocks [..., k/128*22]."""
-        with _Context(self.base) as context:
-            tensors = [context.tensor(operand) for operand in operands]
-            function = getattr(self.base, f"ggml_{operator}")
-            function.restype = ctypes.c_void_p
-            result = function(context.handle, *map(ctypes.c_void_p, tensors))
+    def compute(
+        self,
+        operator: str,
+        *operands: npt.NDArray[Any],
+        tiles: bool = False,
+        threads: int = 2,
+        permute: tuple[int, int, int, int] | None = None,
+    ) -> F32:
+        """Result of one ggml operator. uint8 operands are SHERRY blocks [..., k/128*22], in rows or in tiles. With
+        ``permute``, axis i of the second operand (0 is the last one of NumPy) becomes axis permute[i] first."""
+        with contextlib.ExitStack() as stack:
+            context: _Context = stack.enter_context(_Context(self.base))
+            tensors = []
+            for operand in operands:
+                if tiles and operand.dtype == np.uint8:
+                    tiled = stack.enter_context(self.tiled(operand.shape))
+                    tiled.set(0, np.ascontiguousarray(operand).reshape(-1))
+                    tensors.append(tiled.handle)
+                else:
+                    tensors.append(context.tensor(operand))
+            if permute:
+                tensors[1] = context.call("permute", context.handle, ctypes.c_void_p(tensors[1]), *permute)
+            result = context.call(operator, context.handle, *map(ctypes.c_void_p, tensors))
             graph = ctypes.c_void_p(context.call("new_graph", context.handle))
             self.base.ggml_build_forward_expand(graph, ctypes.c_void_p(result))
-            assert self.cpu.ggml_graph_compute_with_ctx(context.handle, graph, 2) == 0
+            assert self.cpu.ggml_graph_compute_with_ctx(context.handle, graph, threads) == 0
             return context.read(result)
+
+    @contextlib.contextmanager
+    def tiled(self, shape: tuple[int, ...]) -> Iterator[TiledTensor]:
+        """A SHERRY tensor of blocks [..., k/128*22] in the buffer type that keeps it in tiles."""
+        with _Context(self.base, memory=False) as context:
+            tensor = context.new_tensor(TYPE_ID, [*shape[:-1], shape[-1] // BLOCK_BYTES * BLOCK])
+            self.cpu.ggml_backend_cpu_sherry_buffer_type.restype = ctypes.c_void_p
+            buffer_type = ctypes.c_void_p(self.cpu.ggml_backend_cpu_sherry_buffer_type())
+            buffer = ctypes.c_void_p(context.call("backend_alloc_ctx_tensors_from_buft", context.handle, buffer_type))
+            try:
+                yield TiledTensor(self.base, tensor)
+            finally:
+                self.base.ggml_backend_buffer_free(buffer)
+
+    def tile_kernels(self) -> dict[str, TileKernel]:
+        """Those that this library has, by name."""
+        find = self.cpu.ggml_sherry_tile_kernel_named
+        find.restype = ctypes.POINTER(TileKernel)
+        found = {name: find(name.encode()) for name in TILE_KERNELS}
+        return {name: kernel.contents for name, kernel in found.items() if kernel}
+
+
+@dataclass(frozen=True)
+class TiledTensor:
+    _base: ctypes.CDLL
+    handle: int
+
+    def set(self, offset: int, data: U8) -> None:
+        self._move("set", offset, data)
+
+    def get(self, offset: int, size: int) -> U8:
+        data = np.zeros(size, dtype=np.uint8)
+        self._move("get", offset, data)
+        return data
+
+    def _move(self, direction: str, offset: int, data: U8) -> None:
+        function = getattr(self._base, f"ggml_backend_tensor_{direction}")
+        sizes = ctypes.c_size_t(offset), ctypes.c_size_t(data.nbytes)
+        function(ctypes.c_void_p(self.handle), pointer(data), *sizes)
 
 
 class _Context:
-    """A ggml context with its own memory."""
+    """A ggml context, with memory for its tensors' data or without."""
 
-    def __init__(self, base: ctypes.CDLL) -> None:
+    def __init__(self, base: ctypes.CDLL, memory: bool = True) -> None:
         self._base = base
+        self._memory = memory
 
     def __enter__(self) -> _Context:
-        self.handle = ctypes.c_void_p(self.call("init", _InitParams(64 << 20, None, False)))
+        self.handle = ctypes.c_void_p(self.call("init", _InitParams(64 << 20, None, not self._memory)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,13 +221,16 @@ class _Context:
         function.restype = ctypes.c_void_p
         return function(*arguments)
 
+    def new_tensor(self, type_id: int, shape: list[int]) -> int:
+        ne = (ctypes.c_int64 * len(shape))(*reversed(shape))
+        tensor: int = self.call("new_tensor", self.handle, type_id, len(shape), ne)
+        return tensor
+
     def tensor(self, array: npt.NDArray[Any]) -> int:
         shape = list(array.shape)
         if array.dtype == np.uint8:
             shape[-1] = shape[-1] // BLOCK_BYTES * BLOCK
-        type_id = {"u": TYPE_ID, "f": GGML_TYPE_F32, "i": GGML_TYPE_I32}[array.dtype.kind]
-        ne = (ctypes.c_int64 * len(shape))(*reversed(shape))
-        tensor: int = self.call("new_tensor", self.handle, type_id, len(shape), ne)
+        tensor = self.new_tensor({"u": TYPE_ID, "f": GGML_TYPE_F32, "i": GGML_TYPE_I32}[array.dtype.kind], shape)
         array = np.ascontiguousarray(array)
         ctypes.memmove(self.call("get_data", ctypes.c_void_p(tensor)), array.ctypes.data, array.nbytes)
         return tensor
@@ -153,6 +238,8 @@ class _Context:
     def read(self, tensor: int) -> F32:
         self._base.ggml_nelements.restype = ctypes.c_int64
         n = self._base.ggml_nelements(ctypes.c_void_p(tensor))
+        if n == 0:
+            return np.zeros(0, np.float32)
         data = self.call("get_data_f32", ctypes.c_void_p(tensor))
         return np.ctypeslib.as_array(ctypes.cast(data, ctypes.POINTER(ctypes.c_float)), (n,)).copy()
 
@@ -164,14 +251,31 @@ def ggml(runtime: llama_cpp.Build) -> Ggml:
     return library
 
 
-@pytest.fixture(params=["generic", "avx2"])
-def kernel(request: pytest.FixtureRequest, ggml: Ggml) -> Kernel:
-    name: Kernel = request.param
-    if not hasattr(ggml.cpu, f"ggml_vec_dot_sherry_q8_sherry_{name}"):
-        features = [getattr(ggml.cpu, f"ggml_cpu_has_{feature}")() for feature in ("avx2", "fma", "f16c")]
-        assert not all(features), f"the library is compiled with AVX2, FMA and F16C, but has no {name} kernel"
+# instructions that a kernel needs, as ggml_cpu_has_* names them
+NEEDS = {"generic": (), "avx2": ("avx2", "fma", "f16c"), "avx512": ("avx512",), "neon": ("neon",)}
+
+
+def skip_without(ggml: Ggml, name: str, found: bool) -> None:
+    """Skip if the library has no such kernel for a reason."""
+    if not found:
+        has = [getattr(ggml.cpu, f"ggml_cpu_has_{feature}")() for feature in NEEDS[name]]
+        assert not all(has), f"the library is compiled with {', '.join(NEEDS[name])}, but has no {name} kernel"
         pytest.skip(f"the library is compiled for a machine without {name}")
+
+
+@pytest.fixture(params=["generic", "avx2", "neon"])
+def kernel(request: pytest.FixtureRequest, ggml: Ggml) -> Kernel:
+    """vec_dot of one row."""
+    name: Kernel = request.param
+    skip_without(ggml, name, hasattr(ggml.cpu, f"ggml_vec_dot_sherry_q8_sherry_{name}"))
     return name
+
+
+@pytest.fixture(params=TILE_KERNELS)
+def tile_kernel(request: pytest.FixtureRequest, ggml: Ggml) -> TileKernel:
+    kernels = ggml.tile_kernels()
+    skip_without(ggml, request.param, request.param in kernels)
+    return kernels[request.param]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Operators of the CPU backend against float64 of the dequantized weights.
+"""Operators of the CPU backend against float64 of the dequantized weights, which lie in rows or in tiles of 32 rows.
 
 Tolerance: with activations rounded to int8 as the kernels round them, what is left is float32: four roundings of each
 term, and one in each of the k/128 additions, of partial sums not larger than the sum of magnitudes (test_kernels.py).
@@ -42,32 +42,85 @@ def assert_product(result: npt.NDArray[np.float32], w: npt.NDArray[np.float64], 
     assert (np.abs(result.reshape(expected.shape) - expected) <= tolerance).all()
 
 
-@pytest.mark.parametrize("k", [128, 384, 640, 4224])
-@pytest.mark.parametrize("n", [1, 33])
-def test_mul_mat(ggml: Any, dequantized_activations: Round, k: int, n: int) -> None:
+@pytest.fixture(params=[False, True], ids=["rows", "tiles"])
+def tiles(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+# tokens: 1 to 4 of one call, 16 whose tables are shared, more in panels of 8
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 15, 16, 17, 31, 64])
+@pytest.mark.parametrize("k", [128, 384, 2304])  # 2304: more blocks than a thread makes tables of at a time
+def test_mul_mat(ggml: Any, dequantized_activations: Round, tiles: bool, k: int, n: int) -> None:
     packed = random_blocks(65, k)
     x = np.random.default_rng(n).standard_normal((n, k)).astype(np.float32)
-    result = ggml.compute("mul_mat", packed, x)
+    result = ggml.compute("mul_mat", packed, x, tiles=tiles)
     assert_product(result, dequantize(packed)[None], dequantized_activations(x))
 
 
-def test_mul_mat_of_fewer_matrices_than_activations(ggml: Any, dequantized_activations: Round) -> None:
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 100, 300])
+@pytest.mark.parametrize("threads", [1, 3, 7])
+def test_mul_mat_is_the_same_whoever_does_it(
+    ggml: Any, dequantized_activations: Round, tiles: bool, rows: int, threads: int
+) -> None:
+    packed = random_blocks(rows, 384)
+    for n in (1, 20):
+        x = np.random.default_rng(n).standard_normal((n, 384)).astype(np.float32)
+        result = ggml.compute("mul_mat", packed, x, tiles=tiles, threads=threads)
+        assert_product(result, dequantize(packed)[None], dequantized_activations(x))
+        np.testing.assert_array_equal(result, ggml.compute("mul_mat", packed, x, tiles=tiles, threads=2))
+
+
+def test_mul_mat_of_no_activations(ggml: Any, tiles: bool) -> None:
+    assert ggml.compute("mul_mat", random_blocks(64, 256), np.zeros((0, 256), np.float32), tiles=tiles).size == 0
+
+
+def test_mul_mat_of_fewer_matrices_than_activations(ggml: Any, dequantized_activations: Round, tiles: bool) -> None:
     packed = random_blocks(2, 48, 384)
-    x = np.random.default_rng(0).standard_normal((4, 5, 384)).astype(np.float32)
-    result = ggml.compute("mul_mat", packed, x)
-    repeated = np.repeat(dequantize(packed), 2, axis=0)  # matrices 0, 0, 1, 1
-    assert_product(result, repeated[:, None], dequantized_activations(x))
+    for n in (5, 20):
+        x = np.random.default_rng(n).standard_normal((3, 4, n, 384)).astype(np.float32)
+        result = ggml.compute("mul_mat", packed, x, tiles=tiles)
+        repeated = np.repeat(dequantize(packed), 2, axis=0)  # matrices 0, 0, 1, 1
+        assert_product(result, repeated[None, :, None], dequantized_activations(x))
 
 
-@pytest.mark.parametrize("n", [1, 33])
-def test_mul_mat_id(ggml: Any, dequantized_activations: Round, n: int) -> None:
+# ggml's axes 0..3 are NumPy's 3..0; with rows, upstream wants the values of an activation side by side
+@pytest.mark.parametrize(
+    ("tiles", "axes"), [(False, (0, 2, 1, 3)), (True, (0, 2, 1, 3)), (True, (1, 0, 2, 3)), (True, (2, 0, 1, 3))]
+)
+def test_mul_mat_of_activations_that_are_not_contiguous(
+    ggml: Any, dequantized_activations: Round, tiles: bool, axes: tuple[int, int, int, int]
+) -> None:
+    shape = np.zeros(4, int)
+    shape[:] = [256, 5, 3, 2]  # of ggml, once permuted
+    source = shape[list(axes)]  # axis i of what is stored is axis axes[i] of the result
+    stored = np.random.default_rng(0).standard_normal(source[::-1]).astype(np.float32)
+    x = np.empty(shape[::-1], np.float32)
+    for index in np.ndindex(*source):
+        permuted = np.zeros(4, int)
+        permuted[list(axes)] = index
+        x[tuple(permuted[::-1])] = stored[index[::-1]]
+    packed = random_blocks(80, 256)
+    result = ggml.compute("mul_mat", packed, stored, tiles=tiles, permute=axes)
+    assert_product(result, dequantize(packed)[None, None, None], dequantized_activations(x))
+
+
+@pytest.mark.parametrize("n", [1, 33, 64])
+@pytest.mark.parametrize("used", [1, 2], ids=["shared", "own"])  # activations: of a token, of each of its experts
+def test_mul_mat_id(ggml: Any, dequantized_activations: Round, tiles: bool, n: int, used: int) -> None:
     rng = np.random.default_rng(n)
-    packed = random_blocks(4, 48, 384)
-    x = rng.standard_normal((n, 1, 384)).astype(np.float32)
-    experts = np.stack([rng.permutation(4)[:2] for _ in range(n)]).astype(np.int32)
-    experts[0] = 3, 1  # not the first expert: its offset counts
-    result = ggml.compute("mul_mat_id", packed, x, experts)
+    packed = random_blocks(5, 80, 384)
+    x = rng.standard_normal((n, used, 384)).astype(np.float32)
+    experts = np.stack([1 + rng.permutation(4)[:2] for _ in range(n)]).astype(np.int32)  # nobody uses the first one
+    experts[0] = 3, 1
+    result = ggml.compute("mul_mat_id", packed, x, experts, tiles=tiles)
     assert_product(result, dequantize(packed)[experts], dequantized_activations(x))
+
+    # bit for bit what the expert's matrix alone gives
+    result = result.reshape(n, 2, 80)
+    for expert in (1, 3):
+        alone = ggml.compute("mul_mat", packed[expert], x.reshape(-1, 384), tiles=tiles).reshape(n, used, 80)
+        for token, place in np.argwhere(experts == expert):
+            np.testing.assert_array_equal(result[token, place], alone[token, place % used])
 
 
 def test_get_rows(ggml: Any) -> None:
