@@ -7,22 +7,97 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sherry_gguf import llama_cpp
+from sherry_gguf.llama_cpp.config import cpu_features
 
 pytestmark = pytest.mark.runtime
 
 # Buffers of exactly the size needed, blocks at an odd address: a read or write beside them ends the program.
 MAIN = """
 #include "ggml-cpu/sherry/sherry.h"
+#include "ggml-cpu/sherry/tile.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 size_t ggml_row_size(enum ggml_type type, int64_t n) {
     return type == GGML_TYPE_SHERRY ? n/QK_SHERRY*sizeof(block_sherry) : 0;
+}
+
+// n_tiles tiles times n_tokens rows of activations: each kernel gives what the generic one gives, scales being 1
+static void check_tiles(const char * name, int n_blocks, int n_tiles, int n_tokens) {
+    const struct ggml_sherry_tile_kernel * kernels[2] = {
+        ggml_sherry_tile_kernel_named("generic"), ggml_sherry_tile_kernel_named(name)
+    };
+    if (kernels[1] == NULL) {
+        return;
+    }
+    const int rows = n_tiles*SHERRY_TILE_ROWS;
+    const size_t size = (size_t) rows*n_blocks*sizeof(block_sherry);
+    block_sherry    * weights = malloc(size);
+    block_sherry    * back    = malloc(size);
+    block_q8_sherry * x       = malloc((size_t) n_tokens*n_blocks*sizeof(*x));
+    float           * ones    = malloc(n_blocks*sizeof(float));
+    float           * result[2][SHERRY_MAX_TOKENS];
+    for (size_t i = 0; i < size; ++i) {
+        ((uint8_t *) weights)[i] = (uint8_t) rand();
+    }
+    for (int i = 0; i < rows*n_blocks; ++i) {
+        weights[i].d[0] = 0; // 1 as fp16
+        weights[i].d[1] = 0x3C;
+    }
+    for (int i = 0; i < n_tokens*n_blocks; ++i) {
+        for (int j = 0; j < QK_SHERRY; ++j) {
+            x[i].qs[j] = (int8_t) (rand()%255 - 127);
+        }
+    }
+    for (int b = 0; b < n_blocks; ++b) {
+        ones[b] = 1;
+    }
+    for (int k = 0; k < 2; ++k) {
+        char * tiles = malloc(size);
+        void * tables[SHERRY_MAX_TOKENS];
+        const float * d[SHERRY_MAX_TOKENS];
+        for (int i = 0; i < n_tiles; ++i) {
+            for (int b = 0; b < n_blocks; ++b) {
+                const size_t first = (size_t) i*SHERRY_TILE_ROWS*n_blocks + b;
+                void * tile = tiles + ((size_t) i*n_blocks + b)*SHERRY_TILE_BYTES;
+                kernels[k]->pack(weights + first, n_blocks, tile);
+                kernels[k]->unpack(tile, back + first, n_blocks);
+            }
+        }
+        if (memcmp(weights, back, size) != 0) {
+            abort();
+        }
+        for (int t = 0; t < n_tokens; ++t) {
+            tables[t] = aligned_alloc(64, n_blocks*kernels[k]->table_bytes);
+            for (int b = 0; b < n_blocks; ++b) {
+                kernels[k]->tables(x + t*n_blocks + b, (char *) tables[t] + b*kernels[k]->table_bytes);
+            }
+            d[t] = ones;
+            result[k][t] = malloc(rows*sizeof(float));
+        }
+        kernels[k]->mul(n_tiles, n_blocks*SHERRY_TILE_BYTES, tiles, n_blocks, n_tokens, (const void * const *) tables,
+                        d, result[k], true);
+        kernels[k]->mul(n_tiles, n_blocks*SHERRY_TILE_BYTES, tiles, n_blocks, n_tokens, (const void * const *) tables,
+                        d, result[k], false);
+        for (int t = 0; t < n_tokens; ++t) {
+            free(tables[t]);
+        }
+        free(tiles);
+    }
+    for (int t = 0; t < n_tokens; ++t) {
+        if (memcmp(result[0][t], result[1][t], rows*sizeof(float)) != 0) {
+            abort();
+        }
+        free(result[0][t]);
+        free(result[1][t]);
+    }
+    free(weights); free(back); free(x); free(ones);
 }
 
 static void check(int n, float special) {
@@ -59,11 +134,110 @@ static void check(int n, float special) {
     free(w); free(room); free(y); free(sums);
 }
 
+struct problem {
+    int n_tiles, n_blocks, n_tokens;
+    const block_sherry    * rows;
+    const block_q8_sherry * x;
+};
+
+// the products with all tokens, in two runs of blocks: the second adds
+static float * product(const struct ggml_sherry_tile_kernel * kernel, const struct problem * p) {
+    const size_t n_rows = p->n_tiles*SHERRY_TILE_ROWS, row_bytes = p->n_blocks*sizeof(block_sherry);
+    const size_t tile_stride = p->n_blocks*SHERRY_TILE_BYTES, table_stride = p->n_blocks*kernel->table_bytes;
+
+    char  * room   = malloc(p->n_tiles*tile_stride + 2);
+    char  * tiles  = room + 2; // no more is promised where the rows of a matrix do not fill its last tile
+    char  * back   = malloc(n_rows*row_bytes + 1);
+    char  * tables = aligned_alloc(64, p->n_tokens*table_stride);
+    float * d      = malloc(p->n_blocks*sizeof(float));
+    float * out    = malloc(p->n_tokens*n_rows*sizeof(float));
+
+    for (int b = 0; b < p->n_blocks; ++b) {
+        d[b] = 1;
+        for (int i = 0; i < p->n_tiles; ++i) {
+            const size_t first = i*SHERRY_TILE_ROWS*p->n_blocks + b;
+            char * tile = tiles + i*tile_stride + b*SHERRY_TILE_BYTES;
+            kernel->pack(p->rows + first, p->n_blocks, tile);
+            kernel->unpack(tile, (block_sherry *) (back + 1) + first, p->n_blocks);
+        }
+        for (int t = 0; t < p->n_tokens; ++t) {
+            kernel->tables(p->x + t*p->n_blocks + b, tables + t*table_stride + b*kernel->table_bytes);
+        }
+    }
+    if (memcmp(back + 1, p->rows, n_rows*row_bytes) != 0) {
+        fprintf(stderr, "%s: rows differ\\n", kernel->name);
+        abort();
+    }
+    for (int begin = 0, end = 1; begin < p->n_blocks; begin = end, end = p->n_blocks) {
+        const void  * of_token[SHERRY_MAX_TOKENS];
+        const float * scales  [SHERRY_MAX_TOKENS];
+        float       * dst     [SHERRY_MAX_TOKENS];
+        for (int t = 0; t < p->n_tokens; ++t) {
+            of_token[t] = tables + t*table_stride + begin*kernel->table_bytes;
+            scales[t]   = d + begin;
+            dst[t]      = out + t*n_rows;
+        }
+        kernel->mul(p->n_tiles, tile_stride, tiles + begin*SHERRY_TILE_BYTES, end - begin, p->n_tokens, of_token, scales,
+                    dst, begin == 0);
+    }
+    free(room); free(back); free(tables); free(d);
+    return out;
+}
+
+static void check_tiles(int n_tiles, int n_blocks, int n_tokens) {
+    const size_t n = n_tiles*SHERRY_TILE_ROWS*n_blocks, n_x = n_tokens*n_blocks;
+    char            * room = malloc(n*sizeof(block_sherry) + 1);
+    block_sherry    * rows = (block_sherry *) (room + 1);
+    block_q8_sherry * x    = malloc(n_x*sizeof(*x));
+    for (size_t i = 0; i < n*sizeof(*rows); ++i) {
+        room[1 + i] = (char) (rand() >> 8);
+    }
+    for (size_t i = 0; i < n; ++i) {
+        rows[i].d[0] = 0;
+        rows[i].d[1] = 0x3C; // 1
+    }
+    for (size_t i = 0; i < n_x*QK_SHERRY; ++i) {
+        x[i/QK_SHERRY].qs[i%QK_SHERRY] = (int8_t) ((rand() >> 8)%255 - 127);
+    }
+    const struct problem p = { n_tiles, n_blocks, n_tokens, rows, x };
+
+    const char * names[] = { "generic", "avx2", "avx512", "neon" };
+    float * expected = product(ggml_sherry_tile_kernel_named("generic"), &p);
+    for (int i = 1; i < 4; ++i) {
+        const struct ggml_sherry_tile_kernel * kernel = ggml_sherry_tile_kernel_named(names[i]);
+        if (kernel == NULL || n_tiles > kernel->max_tiles) {
+            continue;
+        }
+        float * out = product(kernel, &p);
+        if (memcmp(out, expected, n_tokens*n_tiles*SHERRY_TILE_ROWS*sizeof(float)) != 0) {
+            fprintf(stderr, "%s: %d tiles, %d blocks, %d tokens: sums differ\\n", names[i], n_tiles, n_blocks, n_tokens);
+            abort();
+        }
+        free(out);
+    }
+    free(expected); free(room); free(x);
+}
+
 int main(void) {
+    for (int n_tiles = 1; n_tiles <= 4; ++n_tiles) {
+        for (int n_tokens = 1; n_tokens <= SHERRY_MAX_TOKENS; ++n_tokens) {
+            check_tiles(n_tiles, 1, n_tokens);
+            check_tiles(n_tiles, 20, n_tokens);
+        }
+    }
+    printf("%s\\n", ggml_sherry_best_tile_kernel()->name);
     const float special[] = { 0, 1e-45f, 3.4e38f, -INFINITY, NAN };
     for (int i = 0; i < 5; ++i) {
         check(128, special[i]);
         check(640, special[i]);
+    }
+    const char * kernels[] = { "generic", "avx2", "avx512", "neon" };
+    for (int k = 0; k < 4; ++k) {
+        for (int n = 1; n <= SHERRY_MAX_TOKENS; ++n) {
+            check_tiles(kernels[k], 1, n, n);
+            check_tiles(kernels[k], 5, 1, n);
+            check_tiles(kernels[k], 5, 4, n);
+        }
     }
     return 0;
 }
@@ -88,21 +262,32 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return command
 
 
-# avx2: without VNNI, which a native build of most machines has
+# instruction sets that a native build of most machines has more than, and what /proc/cpuinfo calls them
 FLAGS = {"baseline": [], "native": [NATIVE]}
+NEEDS = {"avx2": "avx2", "avx512": "avx512bw"}
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    FLAGS["avx512"] = [*FLAGS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512vl"]
 
 
-@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS.keys())
+def runs_here(name: str) -> bool:
+    info = Path("/proc/cpuinfo")
+    return name not in NEEDS or not info.exists() or NEEDS[name] in info.read_text(encoding="ascii").split()
+
+
+@pytest.mark.parametrize("name", FLAGS)
 def test_no_access_out_of_bounds_and_nothing_undefined(
-    runtime: llama_cpp.Build, compiler: list[str], tmp_path: Path, flags: list[str]
+    runtime: llama_cpp.Build, compiler: list[str], tmp_path: Path, name: str
 ) -> None:
+    if not runs_here(name):
+        pytest.skip(f"this machine has no {name}")
     (tmp_path / "main.c").write_text(MAIN, encoding="ascii")
     ggml = runtime.source / "ggml"
     sources = [tmp_path / "main.c", ggml / "src/ggml-sherry.c", *sorted((ggml / "src/ggml-cpu/sherry").glob("*.c"))]
     includes = [f"-I{ggml / folder}" for folder in ("include", "src", "src/ggml-cpu")]
-    command = [*compiler, *SANITIZE, *flags, *includes, *sources, "-o", tmp_path / "check", "-lm"]
+    command = [*compiler, *SANITIZE, *FLAGS[name], *includes, *sources, "-o", tmp_path / "check", "-lm"]
     subprocess.run([str(part) for part in command], check=True)
     done = subprocess.run([str(tmp_path / "check")], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    if flags and flags != [NATIVE]:
+        assert done.stdout.split() == [flags[-1].removeprefix("-m").removesuffix("f")]
