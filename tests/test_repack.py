@@ -1,0 +1,87 @@
+"""What users see of weights being rearranged at load: nothing, but for the speed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.runtime
+
+CHUNKS = 20
+# Upstream's attention has other kernels for one token than for many, which round differently. Without them and with an
+# F32 cache, what is left is the order in which the blocks of a row are added up.
+SAME_ATTENTION = ("-fa", "off", "-ctk", "f32", "-ctv", "f32")
+
+# ways to multiply: tiles or rows of the file, by how many tokens come at once
+PATHS = {
+    "tiles, panels of 8": [],
+    "tiles, 1 token": ["--ubatch-size", 1],
+    "tiles, 4 tokens": ["--ubatch-size", 4],
+    "tiles, 13 tokens": ["--ubatch-size", 13],
+    "rows": ["--no-repack"],
+    "rows, 1 token": ["--no-repack", "--ubatch-size", 1],
+}
+
+
+def run(*command):
+    done = subprocess.run(
+        [str(part) for part in command], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def test_every_path_has_the_same_perplexity(runtime, sherry_gguf_file, heldout_text):
+    perplexity = {}
+    for name, options in PATHS.items():
+        fixed = ("-m", sherry_gguf_file, "-f", heldout_text, "--chunks", CHUNKS, "-c", 512, "-v")
+        log = run(runtime.program("llama-perplexity"), *fixed, *SAME_ATTENTION, *options)
+        assert ("CPU_SHERRY model buffer" in log) == name.startswith("tiles")
+        final = re.search(r"Final estimate: PPL = ([\d.]+)", log)
+        assert final is not None, log[-2000:]
+        perplexity[name] = float(final[1])
+    print(perplexity)
+    for value in perplexity.values():
+        assert abs(value / perplexity["rows"] - 1) < 5e-4, perplexity
+
+
+@pytest.fixture(scope="module")
+def large_model(runtime, repository, tmp_path_factory) -> Path:
+    """Random weights in the shapes of a 0.7B model: 24 layers, 95 MB in tiles."""
+    folder = tmp_path_factory.mktemp("large")
+    bench = [sys.executable, repository / "scripts/bench_llama.py", "--shape", "0.7b", "--types", "SHERRY"]
+    run(*bench, "--tests", "tg1", "--rounds", 1, "--keep", folder)
+    return next(folder.glob("*.gguf"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_memory_holds_each_weight_once(runtime, large_model, tmp_path):
+    """Anonymous memory after loading is what llama.cpp says that it allocates; the rest is the file, mapped."""
+    log = tmp_path / "log"
+    command = [runtime.program("llama-server"), "-m", large_model, "-c", 512, "--port", 0, "-v"]
+    with log.open("w") as out:
+        server = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    try:
+        deadline = time.monotonic() + 120
+        while "server: listening on" not in log.read_text(errors="replace"):
+            assert server.poll() is None, log.read_text(errors="replace")[-2000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        status = Path(f"/proc/{server.pid}/status").read_text()
+    finally:
+        server.kill()
+        server.wait()
+    text = log.read_text(errors="replace")
+    loaded = text[text.rindex("loading model tensors") :]
+    sizes = {name: float(size) for name, size in re.findall(r"(\S+ \S+) buffer size = +([\d.]+) MiB", loaded)}
+    tiles = sizes.pop("CPU_SHERRY model")
+    mapped = sizes.pop("CPU_Mapped model")
+    anonymous = int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) / 1024
+    print(f"anonymous {anonymous:.1f} MiB; tiles {tiles}, mapped {mapped}, other buffers {sizes}")
+    assert tiles > 80
+    assert anonymous < 1.1 * (tiles + sum(sizes.values()))
