@@ -72,6 +72,16 @@ def test_bench_kernels(repository, tmp_path):
 
 @pytest.mark.runtime
 @pytest.mark.usefixtures("runtime")
+def test_bench_mul_mat(repository, tmp_path):
+    file = tmp_path / "figures.json"
+    sizes = ["--rows", "100", "--length", "256", "--tokens", "1", "20", "--threads", "2", "--samples", "1"]
+    output = run(repository, "bench_mul_mat.py", *sizes, "--types", "tq2_0", "--json", file)
+    results = json.loads(file.read_text())["results"]
+    names = ["sherry in tiles", "sherry in rows", "tq2_0"]
+    assert [(r["kernel"], r["tokens"]) for r in results] == [(name, n) for n in (1, 20) for name in names]
+    assert all(r["gmac_s"] > 0 and r["kernel"] in output for r in results)
+
+
 def test_bench_kernels_from_memory(repository, tmp_path):
     file = tmp_path / "figures.json"
     arguments = ["--from-memory", "--kernels", "tile-generic", "--types", "tq2_0", "--samples", 2, "--tokens", 1]

@@ -235,7 +235,7 @@ static void check_tiles(const struct ggml_sherry_tile_kernel * kernel, enum kind
         }
     }
 
-    kernel->mul(n_tiles, stride, tiles, n_blocks, n_tokens, tables, d, dst, first);
+    kernel->mul(n_tiles, stride, tiles, n_blocks, n_tokens, tables, d, dst, first, first);
 
     for (int t = 0; t < n_tokens; ++t) {
         for (int r = 0; r < n_tiles*ROWS; ++r) {

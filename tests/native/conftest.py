@@ -50,7 +50,7 @@ class TileKernel(ctypes.Structure):
             "mul",
             ctypes.CFUNCTYPE(
                 None, ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int, ctypes.c_int,
-                ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_bool,
+                ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_bool, ctypes.c_bool,
             ),
         ),
     )  # fmt: skip

@@ -80,9 +80,9 @@ static void check_tiles(const char * name, int n_blocks, int n_tiles, int n_toke
             result[k][t] = malloc(rows*sizeof(float));
         }
         kernels[k]->mul(n_tiles, n_blocks*SHERRY_TILE_BYTES, tiles, n_blocks, n_tokens, (const void * const *) tables,
-                        d, result[k], true);
+                        d, result[k], true, true);
         kernels[k]->mul(n_tiles, n_blocks*SHERRY_TILE_BYTES, tiles, n_blocks, n_tokens, (const void * const *) tables,
-                        d, result[k], false);
+                        d, result[k], false, false);
         for (int t = 0; t < n_tokens; ++t) {
             free(tables[t]);
         }

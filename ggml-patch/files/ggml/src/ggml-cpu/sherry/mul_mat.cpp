@@ -208,7 +208,7 @@ struct worker {
                         dst[i] = tokens[t + i].dst + tile*SHERRY_TILE_ROWS;
                     }
                     p.kernel->mul(n_tiles, tile_stride, tiles, (int) n_blocks, n, (const void * const *) (tables + t),
-                                  d + t, dst, block == 0);
+                                  d + t, dst, block == 0, t == 0);
                 }
             }
         }

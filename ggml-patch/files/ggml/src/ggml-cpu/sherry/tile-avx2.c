@@ -121,7 +121,7 @@ INLINE void mul_tile(
 // n_tokens is a constant where this is inlined
 INLINE void mul_blocks(
         const uint8_t * tile, size_t tile_stride, int n_blocks, const int n_tokens, const void * const * tables,
-        const float * const * d, float * const * dst, bool first) {
+        const float * const * d, float * const * dst, bool first, bool prefetch) {
     // Weights come from memory: they are asked for some blocks ahead, at the end of a row of tiles those of the next.
     // As an integer, because a pointer must not leave its array.
     const size_t in_row   = AHEAD*SHERRY_TILE_BYTES;
@@ -129,7 +129,7 @@ INLINE void mul_blocks(
 
     for (int b = 0; b < n_blocks; ++b) {
         const uintptr_t ahead = (uintptr_t) tile + b*SHERRY_TILE_BYTES + (b + AHEAD < n_blocks ? in_row : next_row);
-        for (size_t i = 0; i < SHERRY_TILE_BYTES; i += 64) {
+        for (size_t i = 0; prefetch && i < SHERRY_TILE_BYTES; i += 64) {
             _mm_prefetch((const char *) (ahead + i), _MM_HINT_T0);
         }
         const __m128i * tables_b[SHERRY_MAX_TOKENS];
@@ -143,7 +143,7 @@ INLINE void mul_blocks(
 }
 
 static void mul_avx2(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
-                     const void * const * tables, const float * const * d, float * const * dst, bool first) {
+                     const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
     for (int i = 0; i < n_tiles; ++i) {
         const uint8_t * tile = (const uint8_t *) tiles + (size_t) i*tile_stride;
         float * rows[SHERRY_MAX_TOKENS];
@@ -151,10 +151,10 @@ static void mul_avx2(int n_tiles, size_t tile_stride, const void * tiles, int n_
             rows[t] = dst[t] + SHERRY_TILE_ROWS*i;
         }
         switch (n_tokens) {
-            case 1: mul_blocks(tile, tile_stride, n_blocks, 1, tables, d, rows, first); break;
-            case 2: mul_blocks(tile, tile_stride, n_blocks, 2, tables, d, rows, first); break;
-            case 3: mul_blocks(tile, tile_stride, n_blocks, 3, tables, d, rows, first); break;
-            case 4: mul_blocks(tile, tile_stride, n_blocks, 4, tables, d, rows, first); break;
+            case 1: mul_blocks(tile, tile_stride, n_blocks, 1, tables, d, rows, first, prefetch); break;
+            case 2: mul_blocks(tile, tile_stride, n_blocks, 2, tables, d, rows, first, prefetch); break;
+            case 3: mul_blocks(tile, tile_stride, n_blocks, 3, tables, d, rows, first, prefetch); break;
+            case 4: mul_blocks(tile, tile_stride, n_blocks, 4, tables, d, rows, first, prefetch); break;
         }
     }
 }

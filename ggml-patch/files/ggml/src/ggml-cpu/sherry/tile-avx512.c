@@ -116,17 +116,17 @@ static inline void add_rows(__m512i sums, __m512 d, const __m512 scales[2], floa
 
 // one group: its codes lie lowest in the words of index
 #define LOOK_UP(group)                                                                                         \
-    EACH(t, n_tokens) {                                                                       \
+    EACH(t, n_tokens) {                                                                                        \
         __m512i table = _mm512_load_si512(of_block[t] + (group));                                              \
         KEEP(table);                                                                                           \
-        EACH(i, n_tiles) {                                                                    \
+        EACH(i, n_tiles) {                                                                                     \
             sums[i][t] = _mm512_add_epi16(sums[i][t], _mm512_permutexvar_epi16(index[i], table));              \
             KEEP(sums[i][t]);                                                                                  \
         }                                                                                                      \
     }
 
 #define SHIFT(bits)                                                                                            \
-    EACH(i, n_tiles) {                                                                        \
+    EACH(i, n_tiles) {                                                                                         \
         index[i] = _mm512_srli_epi16(index[i], bits);                                                          \
     }
 
@@ -134,12 +134,11 @@ static inline void add_rows(__m512i sums, __m512 d, const __m512 scales[2], floa
 // the next, and four rows at once are more than it follows well: asking for the lines ahead makes it 1.5 to 2 times
 // faster. As an integer, because a pointer must not leave its array.
 #define AHEAD 3
-#define PREFETCH(p) _mm_prefetch((const char *) ((uintptr_t) (p) + ahead), _MM_HINT_T0)
 
 // n_tiles and n_tokens are constants where this is inlined: 16 registers of sums at most, and one of codes for each tile
 INLINE void mul_tiles(
         const int n_tiles, size_t tile_stride, const uint8_t * tiles, int n_blocks, const int n_tokens,
-        const void * const * tables, const float * const * d, float * const * dst, bool first) {
+        const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
     const __m512i top = _mm512_set1_epi16((short) 0x8000);
     const size_t  in_row   = AHEAD*SHERRY_TILE_BYTES;
     const size_t  next_row = n_tiles*tile_stride + in_row - n_blocks*SHERRY_TILE_BYTES; // of the tiles after these
@@ -157,11 +156,17 @@ INLINE void mul_tiles(
         EACH(t, n_tokens) {
             of_block[t] = (const __m512i *) tables[t] + b*SHERRY_GROUPS;
         }
-        const size_t ahead = b + AHEAD < n_blocks ? in_row : next_row;
+        if (prefetch) {
+            const size_t ahead = b + AHEAD < n_blocks ? in_row : next_row;
+            EACH(i, n_tiles) {
+                for (int j = 0; j <= WORDS; ++j) {
+                    _mm_prefetch((const char *) ((uintptr_t) (words[i] + j) + ahead), _MM_HINT_T0);
+                }
+            }
+        }
         for (int j = 0; j < WORDS; ++j) {
             EACH(i, n_tiles) {
                 index[i] = _mm512_loadu_si512(words[i] + j);
-                PREFETCH(words[i] + j);
             }
             LOOK_UP(3*j)
             SHIFT(5)
@@ -176,7 +181,6 @@ INLINE void mul_tiles(
                 last = _mm512_ternarylogic_epi32(_mm512_srli_epi16(last, 1), _mm512_loadu_si512(words[i] + j), top, 0xF8);
             }
             index[i] = _mm512_srli_epi16(last, 16 - WORDS);
-            PREFETCH(words[i] + WORDS);
         }
         LOOK_UP(30)
         SHIFT(5)
@@ -196,12 +200,12 @@ INLINE void mul_tiles(
 
 #define MUL(n_tiles, n_tokens) \
     case 8*(n_tiles) + (n_tokens): \
-        mul_tiles(n_tiles, tile_stride, tiles, n_blocks, n_tokens, tables, d, dst, first); \
+        mul_tiles(n_tiles, tile_stride, tiles, n_blocks, n_tokens, tables, d, dst, first, prefetch); \
         break;
 #define MUL_TILES(n_tiles) MUL(n_tiles, 1) MUL(n_tiles, 2) MUL(n_tiles, 3) MUL(n_tiles, 4)
 
 static void mul_avx512(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
-                       const void * const * tables, const float * const * d, float * const * dst, bool first) {
+                       const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
     switch (8*n_tiles + n_tokens) {
         MUL_TILES(1)
         MUL_TILES(2)

@@ -156,7 +156,7 @@ static inline __attribute__((always_inline)) void mul_rows(
 // all blocks of a tile; n_tokens is a constant where this is inlined
 static inline __attribute__((always_inline)) void mul_tile(
         const uint8_t * tile, int n_blocks, const int n_tokens, const void * const * tables, const float * const * d,
-        float * const * dst, size_t row, bool first) {
+        float * const * dst, size_t row, bool first, bool prefetch) {
     float * rows[TOKENS];
     for (int t = 0; t < n_tokens; ++t) {
         rows[t] = dst[t] + row;
@@ -172,7 +172,7 @@ static inline __attribute__((always_inline)) void mul_tile(
             block_d[t]      = d[t][b];
         }
         // as an integer, because a pointer must not leave its array
-        for (size_t i = 0; i < SHERRY_TILE_BYTES; i += 64) {
+        for (size_t i = 0; prefetch && i < SHERRY_TILE_BYTES; i += 64) {
             __builtin_prefetch((const void *) ((uintptr_t) tile + PREFETCH_BLOCKS*SHERRY_TILE_BYTES + i));
         }
         if (n_tokens <= 2) {
@@ -186,16 +186,16 @@ static inline __attribute__((always_inline)) void mul_tile(
 
 // One tile after the other, all its blocks: weights are read in the order they lie in.
 static void mul_neon(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
-                     const void * const * tables, const float * const * d, float * const * dst, bool first) {
+                     const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
     for (int i = 0; i < n_tiles; ++i) {
         const uint8_t * tile = (const uint8_t *) tiles + (size_t) i*tile_stride;
         const size_t    row  = (size_t) i*SHERRY_TILE_ROWS;
         for (int t = 0; t < n_tokens; t += TOKENS) {
             switch (n_tokens - t) {
-                case 1:  mul_tile(tile, n_blocks, 1, tables + t, d + t, dst + t, row, first); break;
-                case 2:  mul_tile(tile, n_blocks, 2, tables + t, d + t, dst + t, row, first); break;
-                case 3:  mul_tile(tile, n_blocks, 3, tables + t, d + t, dst + t, row, first); break;
-                default: mul_tile(tile, n_blocks, 4, tables + t, d + t, dst + t, row, first); break;
+                case 1:  mul_tile(tile, n_blocks, 1, tables + t, d + t, dst + t, row, first, prefetch); break;
+                case 2:  mul_tile(tile, n_blocks, 2, tables + t, d + t, dst + t, row, first, prefetch); break;
+                case 3:  mul_tile(tile, n_blocks, 3, tables + t, d + t, dst + t, row, first, prefetch); break;
+                default: mul_tile(tile, n_blocks, 4, tables + t, d + t, dst + t, row, first, prefetch); break;
             }
         }
     }

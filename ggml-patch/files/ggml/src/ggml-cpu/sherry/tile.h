@@ -40,9 +40,10 @@ struct ggml_sherry_tile_kernel {
 
     // n_tiles tiles, tile_stride bytes apart, times n_tokens columns of activations, n_blocks blocks of both:
     // dst[t][32*i + r] (+)= sum over blocks b of (scale of row r of tile i)*d[t][b]*(sum of weights*qs).
-    // Blocks lie one after the other, of a tile as of tables[t]. The first blocks of a row write, others add.
+    // Blocks lie one after the other, of a tile as of tables[t]. The first blocks of a row write, others add. With
+    // prefetch, weights come from memory, and the blocks that follow and the same blocks of the next tiles are wanted soon.
     void (*mul)(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
-                const void * const * tables, const float * const * d, float * const * dst, bool first);
+                const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch);
 };
 
 // the one for the instructions that this library is compiled for
