@@ -133,6 +133,11 @@ static void check(int n, float special) {
 }
 
 int main(void) {
+#if defined(BEST)
+    if (strcmp(ggml_sherry_best_tile_kernel()->name, BEST) != 0) {
+        abort();
+    }
+#endif
     const float special[] = { 0, 1e-45f, 3.4e38f, -INFINITY, NAN };
     for (int i = 0; i < 5; ++i) {
         check(128, special[i]);
@@ -182,17 +187,59 @@ def runs_here(name: str) -> bool:
     return name not in NEEDS or not info.exists() or NEEDS[name] in info.read_text(encoding="ascii").split()
 
 
+def compile_and_run(source: Path, compiler: list[str], folder: Path, flags: list[str]) -> None:
+    (folder / "main.c").write_text(MAIN, encoding="ascii")
+    ggml = source / "ggml"
+    sources = [folder / "main.c", ggml / "src/ggml-sherry.c", *sorted((ggml / "src/ggml-cpu/sherry").glob("*.c"))]
+    includes = [f"-I{ggml / name}" for name in ("include", "src", "src/ggml-cpu")]
+    command = [*compiler, *SANITIZE, *flags, *includes, *sources, "-o", folder / "check", "-lm"]
+    subprocess.run([str(part) for part in command], check=True)
+    done = subprocess.run([str(folder / "check")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", FLAGS)
 def test_no_access_out_of_bounds_and_nothing_undefined(
     runtime: llama_cpp.Build, compiler: list[str], tmp_path: Path, name: str
 ) -> None:
     if not runs_here(name):
         pytest.skip(f"this machine has no {name}")
-    (tmp_path / "main.c").write_text(MAIN, encoding="ascii")
-    ggml = runtime.source / "ggml"
-    sources = [tmp_path / "main.c", ggml / "src/ggml-sherry.c", *sorted((ggml / "src/ggml-cpu/sherry").glob("*.c"))]
-    includes = [f"-I{ggml / folder}" for folder in ("include", "src", "src/ggml-cpu")]
-    command = [*compiler, *SANITIZE, *FLAGS[name], *includes, *sources, "-o", tmp_path / "check", "-lm"]
-    subprocess.run([str(part) for part in command], check=True)
-    done = subprocess.run([str(tmp_path / "check")], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    compile_and_run(runtime.source, compiler, tmp_path, FLAGS[name])
+
+
+# SIMDe's AVX-512 in plain C, for machines without it.
+IN_C = """
+#pragma once
+#include <stdint.h>
+#include <string.h>
+#define SIMDE_NO_NATIVE
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512.h>
+#include <simde/x86/f16c.h>
+
+// SIMDe's macro has too many parameters
+#undef  _mm512_madd_epi16
+#define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
+
+// SIMDe has that of half the width
+static inline __m512 _mm512_cvtph_ps(__m256i x) {
+    const __m512 low = _mm512_castps256_ps512(_mm256_cvtph_ps(_mm256_castsi256_si128(x)));
+    return _mm512_insertf32x8(low, _mm256_cvtph_ps(_mm256_extracti128_si256(x, 1)), 1);
+}
+
+// values need not be in registers
+#define __asm__(...) ((void) 0)
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the kernels are those of x86-64")
+def test_avx512_in_c(runtime: llama_cpp.Build, compiler: list[str], tmp_path: Path) -> None:
+    (tmp_path / "immintrin.h").write_text(IN_C, encoding="ascii")
+    (tmp_path / "simde.c").write_text("#include <simde/x86/avx512.h>\n", encoding="ascii")
+    if subprocess.run([*compiler, "-E", str(tmp_path / "simde.c")], capture_output=True).returncode:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no SIMDe (Debian: libsimde-dev)")
+    # without FMA the kernels for AVX2 are left out: they would take long to compile
+    claimed = [f"-D__{name}__" for name in ("AVX", "AVX2", "AVX512F", "AVX512BW")]
+    # SIMDe adds signed bytes where the instruction wraps
+    flags = [*claimed, f"-I{tmp_path}", '-DBEST="avx512"', "-g0", "-Wno-psabi", "-fwrapv"]
+    compile_and_run(runtime.source, compiler, tmp_path, [*flags, "-fno-sanitize=signed-integer-overflow"])

@@ -133,7 +133,11 @@ static inline void add_rows(__m512i sums, __m512 d, const __m512 scales[2], floa
 // Weights come from memory. The processor sees where they go on inside a row of blocks, but not from one row of tiles to
 // the next, and four rows at once are more than it follows well: asking for the lines ahead makes it 1.5 to 2 times
 // faster. As an integer, because a pointer must not leave its array.
-#define AHEAD 3
+#define AHEAD 4
+#define PREFETCH(p)                                                                                            \
+    if (prefetch) {                                                                                            \
+        _mm_prefetch((const char *) ((uintptr_t) (p) + ahead), _MM_HINT_T0);                                   \
+    }
 
 // n_tiles and n_tokens are constants where this is inlined: 16 registers of sums at most, and one of codes for each tile
 INLINE void mul_tiles(
@@ -156,17 +160,11 @@ INLINE void mul_tiles(
         EACH(t, n_tokens) {
             of_block[t] = (const __m512i *) tables[t] + b*SHERRY_GROUPS;
         }
-        if (prefetch) {
-            const size_t ahead = b + AHEAD < n_blocks ? in_row : next_row;
-            EACH(i, n_tiles) {
-                for (int j = 0; j <= WORDS; ++j) {
-                    _mm_prefetch((const char *) ((uintptr_t) (words[i] + j) + ahead), _MM_HINT_T0);
-                }
-            }
-        }
+        const size_t ahead = b + AHEAD < n_blocks ? in_row : next_row;
         for (int j = 0; j < WORDS; ++j) {
             EACH(i, n_tiles) {
                 index[i] = _mm512_loadu_si512(words[i] + j);
+                PREFETCH(words[i] + j)
             }
             LOOK_UP(3*j)
             SHIFT(5)
@@ -181,6 +179,7 @@ INLINE void mul_tiles(
                 last = _mm512_ternarylogic_epi32(_mm512_srli_epi16(last, 1), _mm512_loadu_si512(words[i] + j), top, 0xF8);
             }
             index[i] = _mm512_srli_epi16(last, 16 - WORDS);
+            PREFETCH(words[i] + WORDS)
         }
         LOOK_UP(30)
         SHIFT(5)
