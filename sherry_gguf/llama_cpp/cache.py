@@ -26,7 +26,7 @@ import platformdirs
 
 from sherry_gguf.errors import SherryError
 
-KEPT = 4  # directories kept of each kind, the last used ones; one is 20 MB (build) to 400 MB (work)
+KEPT = 6  # directories kept of each kind, the last used ones; one is 20 MB (build) to 400 MB (work)
 PARTIAL = "partial-"  # names of what is not complete
 
 
