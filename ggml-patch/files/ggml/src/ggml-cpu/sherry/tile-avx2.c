@@ -95,7 +95,8 @@ INLINE void add_groups(
 
 // one block of one tile; n_tokens is a constant where this is inlined
 INLINE void mul_tile(
-        const uint8_t * tile, const int n_tokens, const __m128i * const * tables, const float * d, float * const * dst, bool first) {
+        const uint8_t * tile, const int n_tokens, const __m128i * const * tables, const float * d, float * const * dst,
+        bool first) {
     const __m256i * bytes = (const __m256i *) tile;
 
     __m256i lo[SHERRY_MAX_TOKENS], hi[SHERRY_MAX_TOKENS];
@@ -143,7 +144,8 @@ INLINE void mul_blocks(
 }
 
 static void mul_avx2(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
-                     const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
+                     const void * const * tables, const float * const * d, float * const * dst, bool first,
+                     bool prefetch) {
     for (int i = 0; i < n_tiles; ++i) {
         const uint8_t * tile = (const uint8_t *) tiles + (size_t) i*tile_stride;
         float * rows[SHERRY_MAX_TOKENS];

@@ -204,7 +204,8 @@ INLINE void mul_tiles(
 #define MUL_TILES(n_tiles) MUL(n_tiles, 1) MUL(n_tiles, 2) MUL(n_tiles, 3) MUL(n_tiles, 4)
 
 static void mul_avx512(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
-                       const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
+                       const void * const * tables, const float * const * d, float * const * dst, bool first,
+                       bool prefetch) {
     switch (8*n_tiles + n_tokens) {
         MUL_TILES(1)
         MUL_TILES(2)

@@ -186,7 +186,8 @@ static inline __attribute__((always_inline)) void mul_tile(
 
 // One tile after the other, all its blocks: weights are read in the order they lie in.
 static void mul_neon(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
-                     const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
+                     const void * const * tables, const float * const * d, float * const * dst, bool first,
+                     bool prefetch) {
     for (int i = 0; i < n_tiles; ++i) {
         const uint8_t * tile = (const uint8_t *) tiles + (size_t) i*tile_stride;
         const size_t    row  = (size_t) i*SHERRY_TILE_ROWS;

@@ -73,7 +73,8 @@ static void isums_generic(const uint8_t * tile, const int16_t (* table)[16], int
 }
 
 static void mul_generic(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
-                        const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
+                        const void * const * tables, const float * const * d, float * const * dst, bool first,
+                        bool prefetch) {
     GGML_UNUSED(prefetch);
     for (int i = 0; i < n_tiles; ++i) {
         for (int b = 0; b < n_blocks; ++b) {
