@@ -53,7 +53,7 @@ def test_every_path_has_the_same_perplexity(runtime, sherry_gguf_file, heldout_t
 
 @pytest.fixture(scope="module")
 def large_model(runtime, repository, tmp_path_factory) -> Path:
-    """Random weights in the shapes of a 0.7B model: 24 layers, 95 MB in tiles."""
+    """Random weights in the shapes of a 0.7B model: 24 layers, 111 MiB in tiles."""
     folder = tmp_path_factory.mktemp("large")
     bench = [sys.executable, repository / "scripts/bench_llama.py", "--shape", "0.7b", "--types", "SHERRY"]
     run(*bench, "--tests", "tg1", "--rounds", 1, "--keep", folder)

@@ -183,7 +183,7 @@ struct worker {
     void multiply_tiles(const panel & panel, int64_t first_tile, int64_t last_tile) const {
         const token * tokens = this->tokens() + panel.first;
         const size_t  tile_stride = p.n_blocks*SHERRY_TILE_BYTES;
-        // a run of all blocks reads the weights in the order they lie in, but its tables are too many for a cache
+        // a run of all blocks reads the weights in the order they lie in; of many tokens its tables overflow the cache
         const int64_t run = panel.count <= SHERRY_MAX_TOKENS && p.few ? p.n_blocks : RUN_BLOCKS;
 
         for (int64_t block = 0; block < p.n_blocks; block += run) {

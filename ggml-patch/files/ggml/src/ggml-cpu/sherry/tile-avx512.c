@@ -12,7 +12,8 @@
 //                     of the codes of groups 30 and 31, lowest first
 //     code: index | sign << 4
 //
-// Operations for 32 rows x 1 group x 1 token, 128 weights: 1 vpermw and 1 vpaddw; for all tokens at once 1 more, to shift.
+// Operations for 32 rows x 1 group x 1 token, 128 weights: 1 vpermw and 1 vpaddw; for all tokens at once 1.3 more, to
+// shift and to collect the bits 15.
 
 #define WORDS 10
 

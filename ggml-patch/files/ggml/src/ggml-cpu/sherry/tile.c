@@ -46,13 +46,12 @@ void ggml_sherry_unpack_bytes(const void * tile, block_sherry * rows, size_t row
 
 // sums of group g: the 16 with sign 0
 static void tables_generic(const block_q8_sherry * x, void * tables) {
-    static const uint8_t patterns[16] = { SHERRY_PATTERNS };
     int16_t (* sums)[16] = tables;
     for (int g = 0; g < SHERRY_GROUPS; ++g) {
         for (int index = 0; index < 16; ++index) {
             int sum = 0;
             for (int p = 0; p < 4; ++p) {
-                sum += ((patterns[index] >> 2*p & 3) - 1)*x->qs[p*SHERRY_GROUPS + g];
+                sum += ggml_sherry_patterns[index][p]*x->qs[p*SHERRY_GROUPS + g];
             }
             sums[g][index] = (int16_t) sum;
         }

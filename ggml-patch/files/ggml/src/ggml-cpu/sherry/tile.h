@@ -28,7 +28,7 @@ struct ggml_sherry_tile_kernel {
     // bytes that the tables of one block of activations take, a multiple of 64
     size_t table_bytes;
 
-    // tiles that mul takes at once are tile_bytes_of_row apart
+    // that mul takes at once
     int max_tiles;
 
     // one block of 32 rows, row_bytes apart, to a tile and back
