@@ -40,10 +40,12 @@ def test_every_path_has_the_same_perplexity(runtime, sherry_gguf_file, heldout_t
     perplexity = {}
     for name, options in PATHS.items():
         fixed = ("-m", sherry_gguf_file, "-f", heldout_text, "--chunks", CHUNKS, "-c", 512, "-v")
-        log = run(runtime.program("llama-perplexity"), *fixed, *SAME_ATTENTION, *options)
+        for _ in range(4):  # now and then the program ends before its log has written the last lines
+            log = run(runtime.program("llama-perplexity"), *fixed, *SAME_ATTENTION, *options)
+            final = re.search(rf"\[{CHUNKS}\]([\d.]+),", log)
+            if final is not None:
+                break
         assert ("CPU_SHERRY model buffer" in log) == name.startswith("tiles")
-        # after the last chunk; the program may end before its log has written "Final estimate"
-        final = re.search(rf"\[{CHUNKS}\]([\d.]+),", log)
         assert final is not None, log[-2000:]
         perplexity[name] = float(final[1])
     print(perplexity)
