@@ -25,6 +25,12 @@ from sherry_gguf.quantize import Granularity
 
 INDEX = "model.safetensors.index.json"
 
+# The linear layers of a decoder block, as the architectures that Sherry is trained on name them, dense or expert.
+SHERRY_LAYERS = (
+    r"\.(q_proj|k_proj|v_proj|o_proj|qkv_proj|gate_proj|up_proj|down_proj|gate_up_proj|experts\.\d+\.w[123])"
+    r"(\.weight)?$"
+)
+
 # Buffers of AngelSlim's fake quantizers. Their `scale` stays 1.0: the magnitudes are in the weights themselves.
 _QUANTIZER_BUFFER = ("weight_quantizer.", "input_quantizer.")
 
@@ -106,6 +112,26 @@ class Checkpoint:
             if sparsity != (3, 4):
                 raise SherryError(f"the sparsity is {sparsity[0]}:{sparsity[1]}; SHERRY holds 3:4 only")
             return parse_granularity(self.config.get("granularity"), self.config.get("group_size"))
+
+    def declared_layers(self) -> str:
+        """The regex of the quantized layers' names: SHERRY_LAYERS, or config.json's own key ``sherry_layers``.
+
+        Raises SherryError where that is no regular expression.
+        """
+        layers = self.config.get("sherry_layers", SHERRY_LAYERS)
+        with naming(str(self.directory / "config.json")):
+            if not isinstance(layers, str):
+                raise SherryError(f"sherry_layers is {layers!r}, not a regular expression")
+            return check_regex(layers)
+
+
+def check_regex(pattern: str) -> str:
+    """The pattern itself; SherryError if it is no regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise SherryError(f"{pattern!r} is no regular expression: {error}") from None
+    return pattern
 
 
 def parse_granularity(kind: object, group_size: object = None) -> Granularity:

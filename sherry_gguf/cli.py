@@ -19,6 +19,7 @@ COMMANDS = {
         "sherry_gguf.llama_cpp.which_cli",
         "print the path of a built program or of the patched source",
     ),
+    "train": ("sherry_gguf.train.cli", "train a Sherry model, with Arenas (needs the extra `train`)"),
     "parity": ("sherry_gguf.parity.cli", "compare a GGUF in llama.cpp with its checkpoint in PyTorch"),
 }
 
@@ -29,7 +30,8 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     Bad input (SherryError) is one line on stderr and status 1, and so is an OSError; bad usage is argparse's status 2.
     """
     module = importlib.import_module(COMMANDS[name][0])
-    parser = argparse.ArgumentParser(prog=prog or f"sherry-gguf {name}", description=module.__doc__)
+    new_parser = getattr(module, "new_parser", argparse.ArgumentParser)
+    parser = new_parser(prog=prog or f"sherry-gguf {name}", description=module.__doc__)
     module.configure(parser)
     args = parser.parse_args(argv)
     try:

@@ -10,16 +10,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sherry_gguf.checkpoint import parse_granularity
+from sherry_gguf.checkpoint import check_regex, parse_granularity
 from sherry_gguf.convert.pipeline import convert
-from sherry_gguf.convert.plan import SHERRY_LAYERS
 from sherry_gguf.convert.report import print_report
 from sherry_gguf.convert.types import (
     DEFAULT_EMBEDDING_TYPE,
     LIBRARY_TYPES,
     NUMPY_TYPES,
     TypeChoice,
-    check_regex,
     parse_override,
     parse_type,
 )
@@ -73,8 +71,7 @@ def configure_source(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--sherry-layers",
         metavar="REGEX",
-        default=SHERRY_LAYERS,
-        help="names of the quantized layers in the checkpoint",
+        help="names of the quantized layers in the checkpoint (default: the decoder's linear layers)",
     )
     source.add_argument(
         "--allow-lossy",
@@ -95,6 +92,11 @@ def granularity_of(args: argparse.Namespace) -> Granularity | None:
     return parse_granularity(args.granularity)
 
 
+def layers_of(args: argparse.Namespace) -> str | None:
+    """``--sherry-layers``; SherryError if it is no regular expression."""
+    return None if args.sherry_layers is None else check_regex(args.sherry_layers)
+
+
 def run(args: argparse.Namespace) -> int:
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING, format="llama.cpp's converter: %(message)s"
@@ -105,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             args.outfile,
             config_dir=args.config,
             granularity=granularity_of(args),
-            sherry_layers=check_regex(args.sherry_layers),
+            sherry_layers=layers_of(args),
             allow_lossy=args.allow_lossy,
             types=TypeChoice(
                 args.token_embedding_type and parse_type(args.token_embedding_type),

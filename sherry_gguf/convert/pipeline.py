@@ -14,7 +14,7 @@ from sherry_gguf import llama_cpp
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert.library import use_library_quantizers
 from sherry_gguf.convert.model import Job, open_model
-from sherry_gguf.convert.plan import SHERRY_LAYERS, make_plan
+from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.convert.report import Report, WrittenTensor
 from sherry_gguf.convert.types import OUTPUT, TypeChoice
 from sherry_gguf.convert.verify import verify as verify_file
@@ -28,7 +28,7 @@ def convert(
     *,
     config_dir: Path | None = None,
     granularity: Granularity | None = None,
-    sherry_layers: str = SHERRY_LAYERS,
+    sherry_layers: str | None = None,
     allow_lossy: bool = False,
     types: TypeChoice | None = None,
     model_name: str | None = None,
@@ -42,7 +42,7 @@ def convert(
 
     outfile        default: in the model's directory, named by upstream's rule; {ftype} in it is replaced
     granularity    declares latent weights to be Sherry's, and wins over config.json
-    sherry_layers  regex of the checkpoint's names of the quantized linear layers
+    sherry_layers  regex of the checkpoint's names of the quantized linear layers, and wins over config.json
     allow_lossy    quantize weights that are not Sherry's all the same
     types          of the file's tensors; the values written are those of SHERRY's blocks in whatever type
     force          replace an existing outfile (only once the new file is complete and verified)

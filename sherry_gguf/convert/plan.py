@@ -16,11 +16,6 @@ from sherry_gguf.format import BLOCK
 from sherry_gguf.grid import Grid, Kind, detect
 from sherry_gguf.quantize import Granularity
 
-# The linear layers of a decoder block, as the architectures that Sherry is trained on name them, dense or expert.
-SHERRY_LAYERS = (
-    r"\.(q_proj|k_proj|v_proj|o_proj|qkv_proj|gate_proj|up_proj|down_proj|gate_up_proj|experts\.\d+\.w[123])"
-    r"(\.weight)?$"
-)
 _SAMPLE_ROWS = 64
 
 Source = Literal["latent", "baked", "lossy"]
@@ -70,7 +65,7 @@ class Plan:
 def make_plan(
     checkpoint: Checkpoint,
     granularity: Granularity | None = None,
-    sherry_layers: str = SHERRY_LAYERS,
+    sherry_layers: str | None = None,
     allow_lossy: bool = False,
 ) -> Plan:
     """Decide for every Sherry layer how it is read.
@@ -79,6 +74,7 @@ def make_plan(
     allow_lossy: quantize what would be refused; what is Sherry's is still read as it was trained.
     Raises SherryError for a checkpoint that is not Sherry, saying what was seen and what would fit.
     """
+    sherry_layers = checkpoint.declared_layers() if sherry_layers is None else sherry_layers
     names = [name for name in checkpoint.names if re.search(sherry_layers, name)]
     if not names:
         raise SherryError(

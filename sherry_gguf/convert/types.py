@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from sherry_gguf.checkpoint import check_regex
 from sherry_gguf.errors import SherryError
 from sherry_gguf.format import TYPE_NAME
 
@@ -35,15 +36,6 @@ def parse_override(text: str) -> tuple[str, str]:
         raise SherryError(f"{text!r} is not REGEX=TYPE, as in 'ffn_down=q8_0'")
     check_regex(pattern)
     return pattern, parse_type(name)
-
-
-def check_regex(pattern: str) -> str:
-    """The pattern itself; SherryError if it is no regular expression."""
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise SherryError(f"{pattern!r} is no regular expression: {error}") from None
-    return pattern
 
 
 # What llama-quantize leaves in F32 or as it is, whatever types are asked for.

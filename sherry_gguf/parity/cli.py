@@ -14,8 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sherry_gguf.convert.cli import configure_source, granularity_of
-from sherry_gguf.convert.types import check_regex
+from sherry_gguf.convert.cli import configure_source, granularity_of, layers_of
 from sherry_gguf.errors import SherryError
 
 # A few times what the shipped checkpoint (5.8 M parameters, Q8_0 embedding) shows on its held-out text: 0.01%, 0.0004
@@ -72,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
     logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)  # the conversion has shown its warnings
     report = parity(
-        Source(args.model, args.config, granularity_of(args), check_regex(args.sherry_layers), args.allow_lossy),
+        Source(args.model, args.config, granularity_of(args), layers_of(args), args.allow_lossy),
         args.gguf,
         args.text,
         Limits(args.max_ppl_diff, args.max_kld, args.min_top1),

@@ -28,7 +28,7 @@ from rich.progress import track
 from sherry_gguf import llama_cpp
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert import TypeChoice, convert
-from sherry_gguf.convert.plan import SHERRY_LAYERS, make_plan
+from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.errors import SherryError
 from sherry_gguf.parity import measure, reference, runtime, weights
 from sherry_gguf.parity.report import Limits, Report, Step, TokenCheck
@@ -45,7 +45,7 @@ class Source:
     model: Path
     config_dir: Path | None = None
     granularity: Granularity | None = None
-    sherry_layers: str = SHERRY_LAYERS
+    sherry_layers: str | None = None
     allow_lossy: bool = False
 
 

@@ -1,0 +1,64 @@
+"""Arenas, the annealing residual synapse (arXiv 2601.07892, section 4): how much of the latents a layer adds.
+
+Ternary layers pass gradients backwards that are much alike, so that weights stay where they are (they are trapped).
+A residual of the latents, Y = X T alpha + lambda X W, breaks the likeness while training, and is annealed to nothing:
+
+    lambda |   .-"-.
+           |  /     `.
+           | /        `.
+           |/            `-._
+           +-------------------  optimizer steps
+           0  10%            100%
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sherry_gguf.train.layers import quantized_layers
+
+WARMUP = 0.1
+
+
+def residual_weight(step: int, total_steps: int, maximum: float = 1.0, warmup: float = WARMUP) -> float:
+    """lambda in optimizer step 1..total_steps: it rises to ``maximum`` in the first ``warmup`` of them, linearly.
+
+    Then it falls as a cosine does, and is exactly 0 in the last step.
+    """
+    rise = max(1, round(total_steps * warmup))
+    if step >= total_steps:
+        return 0.0
+    if step <= rise:
+        return maximum * step / rise
+    return maximum * 0.5 * (1 + math.cos(math.pi * (step - rise) / (total_steps - rise)))
+
+
+def set_residual(model: nn.Module, weight: float) -> None:
+    """Give all quantized layers this lambda."""
+    for layer in quantized_layers(model).values():
+        layer.residual = weight
+
+
+class ArenasCallback(TrainerCallback):
+    """Sets lambda before each optimizer step of a Trainer, by its global step: gradient accumulation does not count,
+    and a resumed run goes on where it was."""
+
+    def __init__(self, maximum: float = 1.0, warmup: float = WARMUP) -> None:
+        self.maximum, self.warmup = maximum, warmup
+        self.current = 0.0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.current = residual_weight(state.global_step + 1, state.max_steps, self.maximum, self.warmup)
+        set_residual(kwargs["model"], self.current)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.current = 0.0
+        set_residual(kwargs["model"], 0.0)

@@ -1,0 +1,41 @@
+"""Train a Sherry model with transformers' Trainer: from a configuration, or on from trained weights.
+
+Beside the flags up to --save-dtype, which are Sherry's own, all of transformers' TrainingArguments count.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from transformers import HfArgumentParser
+from transformers.utils import logging
+
+from sherry_gguf.train.options import Arguments, Options
+from sherry_gguf.train.run import train
+
+T = TypeVar("T")
+
+
+def new_parser(**kwargs: Any) -> argparse.ArgumentParser:
+    """A parser that has the fields of both dataclasses as flags."""
+    parser: argparse.ArgumentParser = HfArgumentParser((Options, Arguments), **kwargs)
+    return parser
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Nothing more: ``new_parser`` has all."""
+
+
+def run(args: argparse.Namespace) -> int:
+    logging.set_verbosity_error()
+    result = train(_filled(Options, args), _filled(Arguments, args))
+    print(f"wrote {args.out}, mean loss {result.loss:.4f}")
+    if result.perplexity is not None:
+        print(f"held-out perplexity {result.perplexity:.4f}, context {args.ctx_size}")
+    return 0
+
+
+def _filled(kind: type[T], args: argparse.Namespace) -> T:
+    return kind(**{field.name: getattr(args, field.name) for field in fields(kind) if field.init})  # type: ignore[arg-type]

@@ -1,0 +1,87 @@
+"""What a training can be told: Sherry's own options, and transformers' with defaults that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from sherry_gguf.checkpoint import SHERRY_LAYERS, check_regex, parse_granularity
+from sherry_gguf.errors import SherryError
+from sherry_gguf.format import BLOCK
+from sherry_gguf.quantize import Granularity
+from sherry_gguf.train.arenas import WARMUP
+from sherry_gguf.train.layers import METHODS
+
+FLOAT = "float"  # the method of a plain model
+GRANULARITIES = ("per_group", "per_channel", "per_tensor")
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def _help(text: str, choices: Iterable[str] = ()) -> dict[str, Any]:
+    return {"help": text, **({"choices": list(choices)} if choices else {})}
+
+
+@dataclass
+class Options:
+    """Sherry's own. Field names are the flags of the command line."""
+
+    model: Path = field(metadata=_help("directory of a model, or of a config.json and a tokenizer: train from scratch"))
+    data: list[Path] = field(metadata=_help("texts to train on: .txt, .jsonl, .parquet"))
+    out: Path = field(metadata=_help("directory to write: latents, configuration, tokenizer, logs, checkpoints"))
+    eval_data: list[Path] = field(default_factory=list, metadata=_help("texts, .txt, to measure perplexity on"))
+    ctx_size: int = field(default=512, metadata=_help("tokens in a block"))
+    method: str = field(
+        default="sherry", metadata=_help("how layers are quantized; all but sherry are to compare", [*METHODS, FLOAT])
+    )
+    granularity: str = field(default="per_group", metadata=_help("which weights share a scale", GRANULARITIES))
+    group_size: int = field(default=BLOCK, metadata=_help("weights per scale for per_group"))
+    sherry_layers: str = field(default=SHERRY_LAYERS, metadata=_help("regex of the layers that are quantized"))
+    arenas_max: float = field(default=1.0, metadata=_help("largest lambda of Arenas; 0 trains without it"))
+    arenas_warmup: float = field(default=WARMUP, metadata=_help("share of the steps in which lambda rises"))
+    teacher: Path | None = field(default=None, metadata=_help("directory of a model to distil from"))
+    teacher_weight: float = field(default=1.0, metadata=_help("the teacher's share of the loss; the rest the text's"))
+    teacher_temperature: float = field(default=1.0, metadata=_help("of teacher and student"))
+    measure_steps: int = field(default=0, metadata=_help("measure gradients and latents every N steps; 0: never"))
+    save_dtype: str = field(default="bfloat16", metadata=_help("of the latents in the final model", DTYPES))
+
+    def scales(self) -> Granularity:
+        """The granularity; SherryError for one that does not exist."""
+        return parse_granularity(self.granularity, self.group_size)
+
+    def check(self) -> None:
+        """Raise SherryError for values that no training can have."""
+        self.scales()
+        check_regex(self.sherry_layers)
+        for name, low, high in (
+            ("ctx_size", 3, 1 << 20),
+            ("arenas_max", 0, 100),
+            ("arenas_warmup", 0, 1),
+            ("teacher_weight", 0, 1),
+            ("teacher_temperature", 1e-3, 1e3),
+            ("measure_steps", 0, 1 << 40),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise SherryError(f"--{name.replace('_', '-')} {getattr(self, name)} is not in {low}..{high}")
+
+
+@dataclass
+class Arguments(TrainingArguments):
+    """transformers' TrainingArguments. Defaults are those that trained the shipped model (docs/training.md)."""
+
+    learning_rate: float = field(default=2e-3, metadata=_help("the largest; a model that is trained wants a tenth"))
+    lr_scheduler_type: str = field(default="cosine", metadata=_help("as in transformers"))
+    warmup_steps: float = field(default=0.05, metadata=_help("steps in which the rate rises; below 1: a share"))
+    bf16: bool = field(default=True, metadata=_help("multiply in bfloat16; weights and optimizer stay float32"))
+    logging_steps: float = field(default=10, metadata=_help("steps between two lines of the log"))
+    logging_first_step: bool = field(default=True, metadata=_help("so that a short run has a log, too"))
+    report_to: str = field(default="none", metadata=_help("as in transformers"))
+
+    def __post_init__(self) -> None:
+        if not torch.accelerator.is_available():
+            self.use_cpu, self.dataloader_pin_memory = True, False
+        super().__post_init__()
