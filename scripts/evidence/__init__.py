@@ -1,0 +1,1 @@
+"""The stages of evidence_training.py."""

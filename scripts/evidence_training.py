@@ -1,0 +1,32 @@
+#!/usr/bin/env python3
+"""The evidence for training: all methods with equal data, steps and seeds.
+
+    python scripts/evidence_training.py methods   trains each method with each seed, two at a time, one core each
+    python scripts/evidence_training.py table     their perplexities, and plots of gradients and latents
+
+Everything goes to --work. What is done is not done again; a run that was stopped goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from evidence import methods
+
+STAGES = {"methods": methods.run}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--work", type=Path, default=Path(".training"))
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: those of docs/training.md)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    args = parser.parse_args()
+    STAGES[args.stage](args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
