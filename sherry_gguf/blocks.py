@@ -27,8 +27,8 @@ _BLOCK_DTYPE = np.dtype([("qs", np.uint8, QS_BYTES), ("signs", np.uint8, SIGN_BY
 assert _BLOCK_DTYPE.itemsize == BLOCK_BYTES
 
 
-def round_scales(scales: F32) -> F16:
-    """float32[rows, k/128] -> float16[rows, k/128], to nearest even.
+def round_scales(scales: F32, span: int = BLOCK) -> F16:
+    """float32[rows, k/span] -> float16[rows, k/span], to nearest even.
 
     Raises SherryError, naming row and group, for a scale that is negative, not finite, or rounds to 0 or infinity.
     """
@@ -40,7 +40,7 @@ def round_scales(scales: F32) -> F16:
         raise SherryError(
             f"{np.count_nonzero(bad)} scales do not fit fp16 (5.96e-08 to 65504), the first is "
             f"{float(scales.reshape(-1)[first]):g} in "
-            f"{place(first * GROUPS_PER_BLOCK, scales.shape[-1] * BLOCK)}; rescale the layer, or keep it "
+            f"{place(first * (span // GROUP), scales.shape[-1] * span)}; rescale the layer, or keep it "
             f"in another type (--tensor-type NAME=f32)"
         )
     return d
