@@ -19,6 +19,7 @@ from sherry_gguf.format import (
 )
 from sherry_gguf.quantize import place
 
+I8 = npt.NDArray[np.int8]
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 F16 = npt.NDArray[np.float16]
@@ -102,11 +103,15 @@ def unpack(blocks: U8) -> tuple[U8, F32]:
 _PATTERN_WORDS = PATTERNS.view(np.int32).reshape(-1)
 
 
+def ternary(codes: U8) -> I8:
+    """codes uint8[rows, k/4] -> int8[rows, k]: -1, 0 or 1."""
+    return _PATTERN_WORDS[codes].view(np.int8)
+
+
 def expand(codes: U8, scales: F32) -> F32:
     """codes uint8[rows, k/4], scales float32[rows, k/span], any span -> weights float32[rows, k]."""
     rows, n_scales = scales.shape
-    ternary = _PATTERN_WORDS[codes].view(np.int8).reshape(rows, n_scales, -1)
-    weights = np.multiply(ternary, scales[:, :, None], dtype=np.float32)
+    weights = np.multiply(ternary(codes).reshape(rows, n_scales, -1), scales[:, :, None], dtype=np.float32)
     return weights.reshape(rows, -1)
 
 
