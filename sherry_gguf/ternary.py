@@ -1,4 +1,4 @@
-"""Ternary weights in the types that every llama.cpp has: TQ1_0, TQ2_0, Q2_0 and Q4_0. NumPy only.
+"""Ternary weights in types that llama.cpp has without the patch: TQ1_0, TQ2_0, Q2_0 and Q4_0. NumPy only.
 
 A block is an fp16 scale d and a code per weight: here t = -1, 0 or 1, which stands for t * d. Q2_0 has a code for 2 * d
 as well, Q4_0 for -8 * d to 7 * d; these are read and never written. In the file, i counting what one byte holds:
