@@ -10,7 +10,6 @@ Everything goes to --work. What is done is not done again; a run that was stoppe
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from evidence import methods
@@ -29,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,6 +1,6 @@
 """Run 1.25-bit Sherry models with llama.cpp: lossless GGUF conversion, the ggml type, and the proof.
 
-Importing this package teaches ``gguf`` the tensor type SHERRY, now or as soon as ``gguf`` is imported.
+Importing this package teaches ``gguf`` the tensor types SHERRY and Q2_0, now or as soon as ``gguf`` is imported.
 """
 
 from __future__ import annotations

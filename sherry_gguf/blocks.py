@@ -19,6 +19,7 @@ from sherry_gguf.format import (
 )
 from sherry_gguf.quantize import place
 
+I8 = npt.NDArray[np.int8]
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 F16 = npt.NDArray[np.float16]
@@ -27,8 +28,8 @@ _BLOCK_DTYPE = np.dtype([("qs", np.uint8, QS_BYTES), ("signs", np.uint8, SIGN_BY
 assert _BLOCK_DTYPE.itemsize == BLOCK_BYTES
 
 
-def round_scales(scales: F32) -> F16:
-    """float32[rows, k/128] -> float16[rows, k/128], to nearest even.
+def round_scales(scales: F32, span: int = BLOCK) -> F16:
+    """float32[rows, k/span] -> float16[rows, k/span], to nearest even.
 
     Raises SherryError, naming row and group, for a scale that is negative, not finite, or rounds to 0 or infinity.
     """
@@ -40,7 +41,7 @@ def round_scales(scales: F32) -> F16:
         raise SherryError(
             f"{np.count_nonzero(bad)} scales do not fit fp16 (5.96e-08 to 65504), the first is "
             f"{float(scales.reshape(-1)[first]):g} in "
-            f"{place(first * GROUPS_PER_BLOCK, scales.shape[-1] * BLOCK)}; rescale the layer, or keep it "
+            f"{place(first * (span // GROUP), scales.shape[-1] * span)}; rescale the layer, or keep it "
             f"in another type (--tensor-type NAME=f32)"
         )
     return d
@@ -102,11 +103,15 @@ def unpack(blocks: U8) -> tuple[U8, F32]:
 _PATTERN_WORDS = PATTERNS.view(np.int32).reshape(-1)
 
 
+def ternary(codes: U8) -> I8:
+    """codes uint8[rows, k/4] -> int8[rows, k]: -1, 0 or 1."""
+    return _PATTERN_WORDS[codes].view(np.int8)
+
+
 def expand(codes: U8, scales: F32) -> F32:
     """codes uint8[rows, k/4], scales float32[rows, k/span], any span -> weights float32[rows, k]."""
     rows, n_scales = scales.shape
-    ternary = _PATTERN_WORDS[codes].view(np.int8).reshape(rows, n_scales, -1)
-    weights = np.multiply(ternary, scales[:, :, None], dtype=np.float32)
+    weights = np.multiply(ternary(codes).reshape(rows, n_scales, -1), scales[:, :, None], dtype=np.float32)
     return weights.reshape(rows, -1)
 
 

@@ -1,4 +1,4 @@
-"""Teaches gguf-py the type SHERRY: the only file that touches its enums and tables.
+"""Teaches gguf-py the type SHERRY, and Q2_0, which it lacks or cannot write: the only file that touches its tables.
 
 gguf-py's enums are closed, and a member cannot be added by subclassing. What is done here instead is what ``enum``
 itself does when it builds a class; the patched tree's own gguf-py has the members already, and is left as it is.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,38 +16,30 @@ import numpy.typing as npt
 
 from sherry_gguf import format as fmt
 from sherry_gguf.blocks import dequantize, pack_exact
+from sherry_gguf.exact import BY_NAME
+from sherry_gguf.ternary import dequantize_q2_0, quantize_q2_0, quantize_q4_0
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
 
 def register(gguf: Any) -> None:
-    """Add SHERRY to ``gguf.GGMLQuantizationType``, ``LlamaFileType``, the size table and ``gguf.quants``.
+    """Add SHERRY and Q2_0 to ``gguf.GGMLQuantizationType``, ``LlamaFileType``, the size table and ``gguf.quants``.
 
-    Works on PyPI's gguf and on the one in llama.cpp's tree. Doing it twice changes nothing.
+    Works on PyPI's gguf and on the one in llama.cpp's tree. Doing it twice changes nothing. SHERRY packs weights that
+    lie on its grid exactly, and refuses all others: quantizing latent weights here would come too late, as chunks of
+    rows know nothing of scales per channel or tensor. That is ``sherry_gguf.quantize``.
     """
-    qtype = _add_member(gguf.GGMLQuantizationType, fmt.TYPE_NAME, fmt.TYPE_ID)
-    _add_member(gguf.LlamaFileType, f"MOSTLY_{fmt.TYPE_NAME}", fmt.FILE_TYPE)
-    gguf.GGML_QUANT_SIZES[qtype] = (fmt.BLOCK, fmt.BLOCK_BYTES)
+    _add_type(gguf, fmt.TYPE_NAME, fmt.TYPE_ID, fmt.FILE_TYPE, pack_exact, dequantize)
+    _add_type(gguf, "Q2_0", 42, 41, quantize_q2_0, dequantize_q2_0)  # as upstream numbers it
 
-    if qtype in gguf.quants._type_traits:
-        return
-    base = gguf.quants._type_traits[gguf.GGMLQuantizationType.Q8_0].__base__
 
-    class Sherry(base, qtype=qtype):  # type: ignore[call-arg, misc, valid-type]
-        """SHERRY for ``gguf.quants``: packs weights that lie on the grid exactly, and refuses all others.
+def use_exact_q4_0() -> None:
+    """Let ``gguf.quants.quantize`` write blocks of one magnitude as they are in Q4_0; all others stay gguf-py's."""
+    import gguf
 
-        Quantizing latent weights here would come too late: chunks of rows know nothing of scales per channel or
-        tensor. That is ``sherry_gguf.quantize``.
-        """
-
-        @classmethod
-        def quantize_blocks(cls, blocks: F32) -> U8:
-            return pack_exact(blocks)
-
-        @classmethod
-        def dequantize_blocks(cls, blocks: U8) -> F32:
-            return dequantize(blocks)
+    qtype = gguf.GGMLQuantizationType.Q4_0
+    use_quantizer(gguf, qtype, partial(quantize_q4_0, gguf.quants._type_traits[qtype].quantize_blocks))
 
 
 def use_quantizer(gguf: Any, qtype: IntEnum, quantize_rows: Callable[[F32], U8]) -> None:
@@ -56,6 +49,27 @@ def use_quantizer(gguf: Any, qtype: IntEnum, quantize_rows: Callable[[F32], U8])
     """
     traits = gguf.quants._type_traits[qtype]
     traits.quantize_rows = classmethod(lambda cls, rows: quantize_rows(rows.astype(np.float32, copy=False)))
+
+
+def _add_type(
+    gguf: Any, name: str, type_id: int, file_type: int, quantize: Callable[[F32], U8], dequantize: Callable[[U8], F32]
+) -> None:
+    """quantize: float32[n, block] -> uint8[n, block_bytes]; dequantize is its inverse."""
+    qtype = _add_member(gguf.GGMLQuantizationType, name, type_id)
+    _add_member(gguf.LlamaFileType, f"MOSTLY_{name}", file_type)
+    gguf.GGML_QUANT_SIZES[qtype] = (BY_NAME[name].block, BY_NAME[name].block_bytes)
+    if qtype in gguf.quants._type_traits:
+        return
+    base = gguf.quants._type_traits[gguf.GGMLQuantizationType.Q8_0].__base__
+
+    class Exact(base, qtype=qtype):  # type: ignore[call-arg, misc, valid-type]
+        @classmethod
+        def quantize_blocks(cls, blocks: F32) -> U8:
+            return quantize(blocks)
+
+        @classmethod
+        def dequantize_blocks(cls, blocks: U8) -> F32:
+            return dequantize(blocks)
 
 
 def _add_member(enum: type[IntEnum], name: str, value: int) -> IntEnum:

@@ -1,4 +1,4 @@
-"""Blocks of a file against the trained weights they stand for: code by code, scale by scale, with no tolerance."""
+"""Blocks against the trained weights they stand for: weight by weight, scale by scale, with no tolerance."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sherry_gguf.blocks import grid_codes, unpack
-from sherry_gguf.format import BLOCK, GROUPS_PER_BLOCK, PATTERNS
+from sherry_gguf.exact import SHERRY, ExactType
+from sherry_gguf.format import GROUP
 from sherry_gguf.quantize import place
+from sherry_gguf.ternary import signs
 
+F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
+I8 = npt.NDArray[np.int8]
 U8 = npt.NDArray[np.uint8]
+Bool = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -44,24 +48,56 @@ class WeightCheck:
         )
 
 
-def compare(name: str, blocks: U8, trained: F32) -> WeightCheck:
-    """blocks uint8[rows, k/128*22] against the trained weights float32[rows, k], alpha not rounded."""
-    codes, scales = unpack(blocks)
-    alpha = np.abs(trained).reshape(len(trained), -1, BLOCK).max(axis=-1)
-    # the codes of a block of zeros mean nothing
-    trained_codes = grid_codes(trained)
-    differ = (codes != trained_codes) & (alpha != 0).repeat(GROUPS_PER_BLOCK, axis=1)
-    wrong_weights = int(np.count_nonzero(PATTERNS[codes[differ]] != PATTERNS[trained_codes[differ]]))
-    wrong_scale = scales != alpha.astype(np.float16)
+def compare(name: str, data: U8, trained: F32, kind: ExactType = SHERRY) -> WeightCheck:
+    """uint8[rows, k/block*block_bytes] of a type against the trained weights float32[rows, k], alpha not rounded."""
+    ternary, scales = kind.unpack(data)
+    alpha = _largest(trained, kind.block)
+    differ = _differ(ternary, trained, alpha)
+    wrong_scale = (scales != _in_fp16(alpha)) | _uneven(trained, alpha).any(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         error = np.where(scales == alpha, 0, np.abs(scales - alpha) / alpha)
-    wrong = differ | wrong_scale.repeat(GROUPS_PER_BLOCK, axis=1)
+    wrong = differ | wrong_scale[..., None]
     return WeightCheck(
         tensors=1,
         weights=trained.size,
-        wrong_weights=wrong_weights,
+        wrong_weights=int(np.count_nonzero(differ)),
         scales=alpha.size,
         wrong_scales=int(np.count_nonzero(wrong_scale)),
         max_scale_error=float(error.max()),
-        first_wrong=f"{name}, {place(int(np.argmax(wrong)), trained.shape[1])}" if wrong.any() else None,
+        first_wrong=f"{name}, {place(int(np.argmax(wrong)) // GROUP, trained.shape[1])}" if wrong.any() else None,
     )
+
+
+def count_changed(trained: F32, kind: ExactType) -> int:
+    """How many of the trained weights float32[rows, k], alpha not rounded, the type cannot hold but for that rounding.
+
+    Its scales are taken to be the largest of each block. k is a multiple of the block.
+    """
+    alpha = _largest(trained, kind.block)
+    return int(np.count_nonzero(_differ(kind.nearest(trained), trained, alpha) | _uneven(trained, alpha)))
+
+
+def _largest(trained: F32, block: int) -> F32:
+    """float32[rows, k] -> float32[rows, k/block]."""
+    largest: F32 = np.abs(trained).reshape(len(trained), -1, block).max(axis=-1)
+    return largest
+
+
+def _differ(ternary: I8, trained: F32, alpha: F32) -> Bool:
+    """bool[rows, k/block, block]: a sign or zero is not the trained one. Codes of a block of zeros mean nothing."""
+    differ: Bool = (ternary != signs(trained)).reshape(*alpha.shape, -1) & (alpha != 0)[..., None]
+    return differ
+
+
+def _uneven(trained: F32, alpha: F32) -> Bool:
+    """bool[rows, k/block, block]: a weight's magnitude in fp16 is not that of its block."""
+    magnitudes = np.abs(trained).reshape(*alpha.shape, -1)
+    uneven: Bool = (magnitudes != alpha[..., None]) & (magnitudes != 0)
+    if uneven.any():
+        uneven &= _in_fp16(magnitudes) != _in_fp16(alpha)[..., None]
+    return uneven
+
+
+def _in_fp16(values: F32) -> F16:
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16)

@@ -68,6 +68,13 @@ def test_a_scale_outside_fp16_is_refused(scale):
         blocks.pack(np.zeros((3, 64), dtype=np.uint8), scales)
 
 
+def test_a_scale_that_does_not_fit_is_found_whatever_it_is_shared_by():
+    scales = np.ones((3, 8), dtype=np.float32)
+    scales[2, 5] = np.inf
+    with pytest.raises(SherryError, match=r"row 2, group 40 \(weights 160\.\.163\)"):
+        blocks.round_scales(scales, 32)
+
+
 @pytest.mark.parametrize("d", [0x7E00, 0x7C00, 0xFC00, 0xBC00, 0x8000])
 def test_a_damaged_scale_is_refused_on_reading(d):
     packed = blocks.pack(np.zeros((2, 64), dtype=np.uint8), np.ones((2, 2), dtype=np.float32))

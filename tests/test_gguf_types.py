@@ -1,4 +1,4 @@
-"""SHERRY in gguf-py: both the package from PyPI and the pinned one, each in a process of its own."""
+"""SHERRY and Q2_0 in gguf-py: both the package from PyPI and the pinned one, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ packed = blocks.pack(codes, np.full((6, 2), 0.5, dtype=np.float32))
 weights = gguf.quants.dequantize(packed, SHERRY)
 assert np.array_equal(gguf.quants.quantize(weights, SHERRY), packed)
 assert np.array_equal(gguf.quants.quantize(weights.reshape(2, 3, 256), SHERRY), packed.reshape(2, 3, 44))
+
+Q2_0 = gguf.GGMLQuantizationType(42)  # which PyPI's gguf lacks, and the pinned one cannot write
+assert Q2_0.name == "Q2_0" and gguf.LlamaFileType(41).name == "MOSTLY_Q2_0" and gguf.GGML_QUANT_SIZES[Q2_0] == (64, 18)
+assert np.array_equal(gguf.quants.dequantize(gguf.quants.quantize(weights, Q2_0), Q2_0), weights)
 
 writer = gguf.GGUFWriter(sys.argv[1], "llama")
 writer.add_tensor("first", packed, raw_dtype=SHERRY)

@@ -56,9 +56,10 @@ def test_refuses_with_words(unpatched, sherry_gguf_file):
 
 
 @pytest.mark.runtime
-def test_reads_a_file_without_our_type(unpatched, tiny_checkpoint, tmp_path, pinned_gguf):
+@pytest.mark.parametrize("types", [{"overrides": [(".*", "f32")]}, {"outtype": "q2_0"}, {"outtype": "q4_0"}])
+def test_reads_a_file_without_our_type(unpatched, tiny_checkpoint, tmp_path, pinned_gguf, types):
     from sherry_gguf.convert import TypeChoice, convert
 
-    plain = convert(tiny_checkpoint, tmp_path / "x.gguf", types=TypeChoice("f32", None, [(".*", "f32")])).outfile
+    plain = convert(tiny_checkpoint, tmp_path / "x.gguf", types=TypeChoice(**types)).outfile
     done = subprocess.run([sys.executable, "-c", READ, unpatched, plain], capture_output=True, text=True, timeout=60)
     assert done.stdout == "accepted\n", done.stderr

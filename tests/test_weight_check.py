@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from sherry_gguf.blocks import expand, pack
+from sherry_gguf.exact import BY_NAME, EXACT_TYPES, SHERRY
 from sherry_gguf.format import BLOCK_BYTES, QS_BYTES
-from sherry_gguf.quantize import quantize
-from sherry_gguf.weight_check import WeightCheck, compare
+from sherry_gguf.quantize import Granularity, quantize
+from sherry_gguf.weight_check import WeightCheck, compare, count_changed
 
 ROWS, K = 5, 384
 NAME = "blk.0.attn_q.weight"
@@ -65,6 +66,84 @@ def test_a_block_of_zeros_must_stay_zero_whatever_its_codes(trained):
     found = compare(NAME, blocks, weights)
     assert found.wrong_scales == 1
     assert found.max_scale_error == np.inf
+
+
+@pytest.fixture
+def other_types(pinned_gguf):
+    """name -> (type, weights of one alpha per channel, the bytes that hold them)."""
+    from sherry_gguf.gguf_types import use_exact_q4_0
+
+    use_exact_q4_0()
+    latent = np.random.default_rng(12).normal(scale=0.02, size=(ROWS, 512)).astype(np.float32)
+    grid = quantize(latent, Granularity("per_channel"))
+    weights = expand(grid.codes, grid.scales)
+    rounded = expand(grid.codes, grid.scales.astype(np.float16).astype(np.float32))
+
+    def make(name):
+        return BY_NAME[name], weights, pinned_gguf.quants.quantize(rounded, pinned_gguf.GGMLQuantizationType[name])
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["TQ1_0", "TQ2_0", "Q2_0", "Q4_0"])
+def test_other_types(name, other_types):
+    kind, weights, data = other_types(name)
+    found = compare(NAME, data, weights, kind)
+    assert (found.weights, found.scales) == (weights.size, weights.size // kind.block)
+    assert (found.wrong_weights, found.wrong_scales, found.first_wrong) == (0, 0, None)
+    assert 0 < found.max_scale_error <= 2.0**-11
+
+    # 18 bytes of d and codes, or codes and d: the first and the last byte of row 3's last block
+    block = data[3, -kind.block_bytes :]
+    before_codes = name in ("Q2_0", "Q4_0")
+    first_of_block = weights.shape[1] - kind.block
+    for place, is_scale in ((0, before_codes), (kind.block_bytes - 2, not before_codes)):
+        damaged = block.copy()
+        block[place] += 1
+        found = compare(NAME, data, weights, kind)
+        block[:] = damaged
+        assert (found.wrong_weights > 0, found.wrong_scales) == (not is_scale, int(is_scale))
+        if is_scale:
+            assert found.first_wrong.startswith(f"{NAME}, row 3, group {first_of_block // 4} ")
+    assert compare(NAME, data, weights, kind).first_wrong is None
+
+
+def test_scales_that_differ_within_a_block():
+    """Of 512 weights a run of 128 has another alpha: SHERRY holds it, larger blocks change the smaller of the two."""
+    latent = np.random.default_rng(13).normal(size=(ROWS, 512)).astype(np.float32)
+    grid = quantize(latent, Granularity("per_channel"))
+    scales = np.ones_like(grid.scales)
+    weights = expand(grid.codes, scales)
+    assert [count_changed(weights, kind) for kind in EXACT_TYPES] == [0] * 5
+    scales[2, 1] = 0.5
+    changed = {kind.name: count_changed(expand(grid.codes, scales), kind) for kind in EXACT_TYPES}
+    assert changed == {"SHERRY": 0, "TQ1_0": 96, "TQ2_0": 96, "Q2_0": 0, "Q4_0": 0}
+    scales[2, 1] = 2
+    assert count_changed(expand(grid.codes, scales), BY_NAME["TQ2_0"]) == 96
+    # one alpha in fp16, though not in float32
+    scales[2, 1] = 1.0001
+    assert [count_changed(expand(grid.codes, scales), kind) for kind in EXACT_TYPES] == [0] * 5
+    # an empty run is held beside any other
+    scales[2, 1] = 0
+    assert [count_changed(expand(grid.codes, scales), kind) for kind in EXACT_TYPES] == [0] * 5
+
+
+def test_sherry_alone_minds_its_grid():
+    weights = np.tile(np.array([0, 1, 1, -1], dtype=np.float32), (1, 128))
+    weights[0, 32:64] = 0
+    changed = [count_changed(weights, kind) for kind in EXACT_TYPES]
+    assert changed[0] > 0
+    assert EXACT_TYPES[0] is SHERRY
+    assert changed[1:] == [0] * 4
+
+
+def test_a_scale_that_the_blocks_of_a_type_have_and_the_trained_weights_have_not(other_types):
+    """Half of a TQ2_0 block was trained with another alpha: the block's one scale cannot be right."""
+    kind, weights, data = other_types("TQ2_0")
+    weights[1, :128] *= np.float32(0.5)
+    found = compare(NAME, data, weights, kind)
+    assert (found.wrong_weights, found.wrong_scales) == (0, 1)
+    assert found.first_wrong == f"{NAME}, row 1, group 0 (weights 0..3)"
 
 
 def test_sums_keep_the_first_and_the_worst():

@@ -37,7 +37,9 @@ def bake(weights: torch.Tensor, source: Source, granularity: Granularity, *, fp1
     baked = np.empty(matrices.shape, dtype=np.float32)
     for i, matrix in enumerate(matrices):
         grid = quantize_layer(matrix.to(torch.float32).numpy(), source, granularity)
-        scales = round_scales(grid.scales).astype(np.float32) if fp16_scales else grid.scales
+        scales = grid.scales
+        if fp16_scales:
+            scales = round_scales(scales, matrix.shape[1] // scales.shape[1]).astype(np.float32)
         baked[i] = expand(grid.codes, scales)
     return torch.from_numpy(baked.reshape(weights.shape))
 

@@ -14,10 +14,13 @@ from sherry_gguf.checkpoint import check_regex, parse_granularity
 from sherry_gguf.convert.pipeline import convert
 from sherry_gguf.convert.report import print_report
 from sherry_gguf.convert.types import (
+    AUTO,
     DEFAULT_EMBEDDING_TYPE,
     LIBRARY_TYPES,
     NUMPY_TYPES,
+    OUTTYPES,
     TypeChoice,
+    parse_outtype,
     parse_override,
     parse_type,
 )
@@ -25,7 +28,10 @@ from sherry_gguf.errors import SherryError
 from sherry_gguf.format import BLOCK
 from sherry_gguf.quantize import Granularity
 
-_TYPES = f"one of {', '.join((*NUMPY_TYPES, *LIBRARY_TYPES))}; the last {len(LIBRARY_TYPES)} need `sherry-gguf build`"
+_TYPES = (
+    f"TYPE is one of {', '.join((*NUMPY_TYPES, *LIBRARY_TYPES))}, but for --outtype; "
+    f"the last {len(LIBRARY_TYPES)} need `sherry-gguf build`"
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +41,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     configure_source(parser)
 
     types = parser.add_argument_group("types of tensors", description=_TYPES)
+    types.add_argument(
+        "--outtype",
+        metavar="TYPE",
+        default=OUTTYPES[0],
+        help=f"of the Sherry layers, exact or refused: {', '.join(OUTTYPES[:-1])}, or {AUTO}, which takes for each "
+        f"tensor the smallest that is exact (default %(default)s; the others need no patched llama.cpp)",
+    )
     types.add_argument("--token-embedding-type", metavar="TYPE", help=f"default {DEFAULT_EMBEDDING_TYPE}")
     types.add_argument(
         "--output-tensor-type",
@@ -113,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
                 args.token_embedding_type and parse_type(args.token_embedding_type),
                 args.output_tensor_type and parse_type(args.output_tensor_type),
                 tuple(parse_override(text) for text in args.tensor_type),
+                parse_outtype(args.outtype),
             ),
             model_name=args.model_name,
             metadata=args.metadata,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert.bake import bake, relative_error
-from sherry_gguf.convert.plan import Layer, Plan
+from sherry_gguf.convert.plan import Plan
 from sherry_gguf.convert.types import OUTPUT, TOKEN_EMBEDDING, TypeChoice, has_choice
 from sherry_gguf.errors import SherryError, naming
 from sherry_gguf.format import TYPE_NAME, VERSION, VERSION_KEY
@@ -30,12 +31,14 @@ LM_HEAD = "lm_head.weight"
 class Job:
     """One run of upstream's converter: what goes in, and what was lost on the way (layer -> relative error).
 
-    as_trained: leave alpha unrounded and every tensor F32, to compare a written file with.
+    sherry_types: GGUF name -> type of the Sherry tensors that are not SHERRY, and for which nobody chose a type
+    as_trained: leave alpha unrounded and every tensor F32, to compare a written file with
     """
 
     checkpoint: Checkpoint
     plan: Plan
     types: TypeChoice
+    sherry_types: Mapping[str, str] = field(default_factory=dict)
     as_trained: bool = False
     losses: dict[str, float] = field(default_factory=dict)
 
@@ -99,7 +102,7 @@ def _sherry_class(base: Any, job: Job) -> Any:
         model_arch = base.model_arch
 
         def index_tensors(self, remote_hf_model_id: str | None = None) -> dict[str, Callable[[], Any]]:
-            self.layers: dict[str, Layer] = {}  # by upstream's name, which may be a little different
+            self.layers: set[str] = set()  # by upstream's name, which may be a little different
             tensors: dict[str, Callable[[], Any]] = {}
             for name in job.checkpoint.names:
                 if name == LM_HEAD and self.hparams.get("tie_word_embeddings"):
@@ -107,7 +110,7 @@ def _sherry_class(base: Any, job: Job) -> Any:
                 if kept := self.filter_tensors((name, partial(_lazy, LazyTorchTensor, job, name))):
                     tensors[kept[0]] = kept[1]
                     if name in job.plan.layers:
-                        self.layers[kept[0]] = job.plan.layers[name]
+                        self.layers.add(kept[0])
             return tensors
 
         def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterator[tuple[str, Any]]:
@@ -119,32 +122,32 @@ def _sherry_class(base: Any, job: Job) -> Any:
                     yield OUTPUT, tensor
 
         def tensor_force_quant(self, name: str, new_name: str, bid: int | None, n_dims: int) -> Any:
-            layer = self.layers.get(name)
-            if layer is not None:
-                self.on_grid.add(new_name)
-            if job.as_trained:
-                return gguf.GGMLQuantizationType.F32
+            is_sherry = name in self.layers
             chosen = None
             if has_choice(new_name, n_dims):
                 self.with_choice.append(new_name)
-                chosen = job.types.for_tensor(new_name, is_sherry=layer is not None)
+                chosen = job.types.for_tensor(new_name, is_sherry=is_sherry)
+            if is_sherry:
+                self.on_grid.add(new_name)
+            if chosen == TYPE_NAME:
+                self.exact.add(new_name)
+                chosen = job.sherry_types.get(new_name, TYPE_NAME)
+            if job.as_trained:
+                return gguf.GGMLQuantizationType.F32
             if chosen is None:
                 return super().tensor_force_quant(name, new_name, bid, n_dims)
-            if layer is not None and chosen == TYPE_NAME:
-                with naming(name):
-                    layer.require_fit()
             self.chosen[new_name] = gguf.GGMLQuantizationType[chosen.upper()]
             return self.chosen[new_name]
 
         def prepare_tensors(self) -> None:
             self.chosen: dict[str, Any] = {}
             self.on_grid: set[str] = set()
+            self.exact: set[str] = set()  # of these, the tensors that nobody chose another type for
             self.with_choice: list[str] = []
             super().prepare_tensors()
             stored = {name: info.dtype for part in self.gguf_writer.tensors for name, info in part.items()}
             require_whole_blocks(stored, self.block_count)
-            if not job.as_trained:
-                job.types.require_matches(self.with_choice)
+            job.types.require_matches(self.with_choice)
             for name, wanted in self.chosen.items():
                 # Upstream warns and falls back to F16 where a row does not fit; here nothing falls back.
                 if stored[name] != wanted:
@@ -154,9 +157,13 @@ def _sherry_class(base: Any, job: Job) -> Any:
                         f"{name}: rows of {row} weights are no multiple of {size}, which {wanted.name} needs; "
                         f"choose another type for it (--tensor-type, --token-embedding-type, --output-tensor-type)"
                     )
-            if gguf.GGMLQuantizationType[TYPE_NAME] in stored.values():
-                self.ftype = gguf.LlamaFileType[f"MOSTLY_{TYPE_NAME}"]
-                self.gguf_writer.add_uint32(VERSION_KEY, VERSION)
+            if self.exact and not job.as_trained:
+                # as upstream names a file by the type of most tensors; SHERRY goes first, as not every reader has it
+                counts = Counter(stored[name].name for name in self.exact)
+                main = TYPE_NAME if TYPE_NAME in counts else counts.most_common(1)[0][0]
+                self.ftype = gguf.LlamaFileType[f"MOSTLY_{main}"]
+                if main == TYPE_NAME:
+                    self.gguf_writer.add_uint32(VERSION_KEY, VERSION)
 
     return SherryModel
 

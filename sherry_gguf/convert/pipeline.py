@@ -1,4 +1,4 @@
-"""The way of one checkpoint: plan it, let upstream's converter write it to a temporary file, verify that, rename it."""
+"""The way of a checkpoint: plan, settle types, let upstream's converter write a temporary file, verify, rename it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from sherry_gguf.convert.library import use_library_quantizers
 from sherry_gguf.convert.model import Job, open_model
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.convert.report import Report, WrittenTensor
+from sherry_gguf.convert.settle import settle
 from sherry_gguf.convert.types import OUTPUT, TypeChoice
 from sherry_gguf.convert.verify import verify as verify_file
 from sherry_gguf.errors import SherryError
+from sherry_gguf.gguf_types import use_exact_q4_0
 from sherry_gguf.quantize import Granularity
 
 
@@ -57,15 +59,19 @@ def convert(
         _require_free(outfile, force or dry_run)
     llama_cpp.use_pinned_gguf()
     use_library_quantizers(types.library_types())
+    use_exact_q4_0()
 
     checkpoint = Checkpoint(model, config_dir)
     job = Job(checkpoint, make_plan(checkpoint, granularity, sherry_layers, allow_lossy), types)
     with _upstream_errors(model):
+        settled = settle(job, outfile or _directory_for(model), progress)
+        job = replace(job, sherry_types=settled.types)
         instance = open_model(job, outfile or _directory_for(model), model_name, metadata)
         instance.prepare_tensors()
         instance.prepare_metadata(vocab_only=False)
     target: Path = instance.fname_out
-    report = Report(target, job.plan.summary(), _written(instance), job.losses, _notes(checkpoint, instance, types))
+    notes = [*_notes(checkpoint, instance, types), *settled.notes]
+    report = Report(target, job.plan.summary(), _written(instance), job.losses, notes)
     if dry_run:
         return report
 

@@ -23,28 +23,18 @@ Source = Literal["latent", "baked", "lossy"]
 
 @dataclass(frozen=True)
 class Layer:
-    """How one layer reaches the grid, and whether blocks can hold it there.
+    """How one layer reaches the grid.
 
     latent  the trainer's float weights: quantized as the trained forward does, which loses nothing
     baked   on the grid already: codes and scales are read off
     lossy   a plain model's weights, which the user allowed to be changed
 
-    span: the weights of a row that share a scale and would lie in one block; 128 where SHERRY's blocks fit.
+    span: the weights of a row that share a scale and would lie in one block; 128 where SHERRY's blocks fit. That of
+    baked layers is read off a sample of rows.
     """
 
     source: Source
-    row_length: int
     span: int
-
-    def require_fit(self) -> None:
-        """Raise SherryError unless SHERRY's blocks can hold this layer."""
-        if self.span == BLOCK:
-            return
-        why = f"rows of {self.row_length} weights" if self.row_length % BLOCK else f"a scale per {self.span} weights"
-        raise SherryError(
-            f"{why} do not fit SHERRY, whose blocks have {BLOCK} weights and one scale; "
-            f"store this layer in another type (--tensor-type REGEX=f16)"
-        )
 
 
 @dataclass(frozen=True)
@@ -105,7 +95,7 @@ def make_plan(
             source, scales = "lossy", granularity
         with naming(name):
             run = scales.run_length(rows, row_length)
-        layers[name] = Layer(source, row_length, math.gcd(run, row_length, BLOCK))
+        layers[name] = Layer(source, math.gcd(run, row_length, BLOCK))
     return Plan(layers, granularity)
 
 

@@ -8,12 +8,17 @@ from dataclasses import dataclass
 
 from sherry_gguf.checkpoint import check_regex
 from sherry_gguf.errors import SherryError
+from sherry_gguf.exact import EXACT_TYPES
 from sherry_gguf.format import TYPE_NAME
 
 # gguf-py quantizes these in NumPy; the others only C does, in the built library. Names as llama-quantize spells them.
 NUMPY_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 LIBRARY_TYPES = ("q4_K", "q6_K")
 DEFAULT_EMBEDDING_TYPE = "q8_0"
+
+# Of the Sherry layers: each a type that holds them exactly, or for every tensor the smallest that does.
+AUTO = "auto"
+OUTTYPES = (*(kind.name.lower() for kind in EXACT_TYPES), AUTO)
 
 TOKEN_EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"
@@ -26,6 +31,17 @@ def parse_type(text: str) -> str:
     name = _BY_LOWER_CASE.get(text.lower())
     if name is None:
         raise SherryError(f"{text!r} is no type this converter writes; known are {', '.join(_BY_LOWER_CASE.values())}")
+    return name
+
+
+def parse_outtype(text: str) -> str:
+    """``Q2_0`` -> ``q2_0``; SherryError for a type that does not hold Sherry layers exactly."""
+    name = text.lower()
+    if name not in OUTTYPES:
+        raise SherryError(
+            f"{text!r} is no type for Sherry layers; known are {', '.join(OUTTYPES)}; "
+            f"--tensor-type stores single tensors in others"
+        )
     return name
 
 
@@ -49,17 +65,22 @@ def has_choice(name: str, n_dims: int) -> bool:
 
 @dataclass(frozen=True)
 class TypeChoice:
-    """What the user asked for, by GGUF tensor name; types as in NUMPY_TYPES and LIBRARY_TYPES.
+    """What the user asked for, by GGUF tensor name; types as in NUMPY_TYPES and LIBRARY_TYPES, outtype in OUTTYPES.
 
-    The embedding's and the output's own option wins over ``overrides``, of which the first that matches counts.
+    The embedding's and the output's own option wins over ``overrides``, of which the first that matches counts, and
+    these win over ``outtype``, which is for the Sherry layers alone.
     """
 
     token_embedding: str | None = None
     output: str | None = None
     overrides: Sequence[tuple[str, str]] = ()
+    outtype: str = OUTTYPES[0]
 
     def for_tensor(self, name: str, *, is_sherry: bool) -> str | None:
-        """The type of a weight of two or more dimensions; None: as it is stored in the checkpoint."""
+        """The type of a weight of two or more dimensions; None: as it is stored in the checkpoint.
+
+        SHERRY stands for any type of a Sherry layer: which it is, ``outtype`` and its weights decide.
+        """
         own = {TOKEN_EMBEDDING: self.token_embedding, OUTPUT: self.output}.get(name)
         if own is not None:
             return own

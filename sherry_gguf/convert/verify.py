@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,25 @@ from tqdm import tqdm
 
 from sherry_gguf.convert.model import take_tensors
 from sherry_gguf.errors import SherryError
-from sherry_gguf.format import TYPE_NAME
+from sherry_gguf.exact import BY_NAME
 from sherry_gguf.reader import open_gguf
 from sherry_gguf.weight_check import WeightCheck, compare
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was compared, and found equal: the SHERRY tensors, and how many others."""
+    """What was compared, and found equal: the tensors that hold Sherry layers exactly, their types, how many others."""
 
     sherry: WeightCheck
+    types: Sequence[str]
     other_tensors: int
 
     def __str__(self) -> str:
         if not self.sherry.tensors:
             return f"verified: {self.other_tensors} tensors equal; none is SHERRY"
+        types = " and ".join(self.types)
         return (
-            f"verified: {self.sherry.tensors} SHERRY tensors, {self.sherry.weights:,} weights, all codes equal the "
+            f"verified: {self.sherry.tensors} {types} tensors, {self.sherry.weights:,} weights, all codes equal the "
             f"checkpoint's, scales off by {self.sherry.max_scale_error:.1e} at most (half an fp16 ulp: 4.9e-04); "
             f"{self.other_tensors} other tensors equal"
         )
@@ -48,12 +51,14 @@ def verify(file: Path, as_trained: Any, progress: bool = False) -> Verdict:
     if names != set(expected):
         raise SherryError(f"{file}: holds other tensors than the checkpoint gives: {sorted(names ^ set(expected))[:3]}")
 
-    sherry = WeightCheck()
+    sherry, types = WeightCheck(), set()
     for tensor in tqdm(tensors, desc="Verifying", unit="tensor", disable=not progress):
         values = gguf.LazyNumpyTensor.to_eager(expected.pop(tensor.name).tensor)
-        if tensor.tensor_type.name == TYPE_NAME:
+        kind = BY_NAME.get(tensor.tensor_type.name)
+        if kind is not None and tensor.name in as_trained.exact:
             blocks = tensor.data.reshape(-1, tensor.data.shape[-1])
-            sherry += compare(tensor.name, blocks, values.reshape(-1, values.shape[-1]))
+            sherry += compare(tensor.name, blocks, values.reshape(-1, values.shape[-1]), kind)
+            types.add(kind.name)
             if sherry.first_wrong:
                 raise SherryError(f"{file}: {sherry.first_wrong} of the file is not what was trained")
             continue
@@ -62,4 +67,4 @@ def verify(file: Path, as_trained: Any, progress: bool = False) -> Verdict:
             values = values.astype(np.float16).astype(np.float32)
         if not np.array_equal(gguf.quants.quantize(values, tensor.tensor_type), tensor.data):
             raise SherryError(f"{tensor.name}: the file's {tensor.tensor_type.name} bytes are not the checkpoint's")
-    return Verdict(sherry, len(tensors) - sherry.tensors)
+    return Verdict(sherry, sorted(types), len(tensors) - sherry.tensors)

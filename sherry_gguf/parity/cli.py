@@ -1,6 +1,6 @@
 """Compare a GGUF in the patched llama.cpp with its checkpoint in PyTorch: on a text, and weight by weight.
 
-Exit status 0: the SHERRY weights and the tokens are equal and every limit holds; 1: not, and a line says which.
+Exit status 0: the Sherry weights and the tokens are equal and every limit holds; 1: not, and a line says which.
 """
 
 from __future__ import annotations

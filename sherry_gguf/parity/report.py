@@ -169,9 +169,9 @@ class Report:
     def _exact(self) -> Table:
         w, t = self.weights, self.tokens
         table = Table("what must be equal", "wrong", "of", "", box=None, pad_edge=False)
-        table.add_row("SHERRY weights", f"{w.wrong_weights:,}", f"{w.weights:,}", f"in {w.tensors} tensors")
+        table.add_row("Sherry weights", f"{w.wrong_weights:,}", f"{w.weights:,}", f"in {w.tensors} tensors")
         rounding = f"{w.max_scale_error:.1e} of a value at most is rounded off"
-        table.add_row("SHERRY scales", f"{w.wrong_scales:,}", f"{w.scales:,}", rounding)
+        table.add_row("Sherry scales", f"{w.wrong_scales:,}", f"{w.scales:,}", rounding)
         where = "" if t.first_difference is None else f"from token {t.first_difference:,} on"
         table.add_row("tokens", "0" if not where else "some", f"{t.in_torch:,}", where)
         return table

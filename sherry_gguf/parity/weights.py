@@ -1,4 +1,4 @@
-"""The tensors of a GGUF that Sherry layers became: their types, and SHERRY ones weight by weight without tolerance."""
+"""The tensors of a GGUF that Sherry layers became: their types, and exact ones weight by weight without tolerance."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from sherry_gguf.convert.model import Job, open_model, take_tensors
 from sherry_gguf.convert.plan import Plan
 from sherry_gguf.convert.types import OUTPUT, TOKEN_EMBEDDING, TypeChoice, has_choice, parse_type
 from sherry_gguf.errors import SherryError
+from sherry_gguf.exact import BY_NAME, SHERRY
 from sherry_gguf.format import TYPE_NAME
 from sherry_gguf.reader import open_gguf
 from sherry_gguf.weight_check import WeightCheck, compare
 
 
 def check(file: Path, checkpoint: Checkpoint, plan: Plan) -> WeightCheck:
-    """Compare every SHERRY tensor of ``file``.
+    """Compare every tensor of ``file`` that is SHERRY, or a Sherry layer in another type that holds one exactly.
 
     What is expected comes from the checkpoint through upstream's own rewriting (it permutes and stacks rows), in
     float32 with alpha as trained. Memory: a few tensors. Raises SherryError for a file of another model.
     """
-    expected = take_tensors(_as_trained(file, checkpoint, plan))
+    as_trained = _as_trained(file, checkpoint, plan)
+    expected = take_tensors(as_trained)
     import gguf
 
     found = WeightCheck()
     for tensor in open_gguf(file).tensors:
-        if tensor.tensor_type.name != TYPE_NAME:
+        kind = BY_NAME.get(tensor.tensor_type.name)
+        if kind is None or (kind is not SHERRY and tensor.name not in as_trained.exact):
             continue
         if tensor.name not in expected:
             raise SherryError(
@@ -42,7 +45,7 @@ def check(file: Path, checkpoint: Checkpoint, plan: Plan) -> WeightCheck:
                 f"give the GGUF's own checkpoint"
             )
         blocks = tensor.data.reshape(-1, tensor.data.shape[-1])
-        found += compare(tensor.name, blocks, values.reshape(-1, shape[-1]))
+        found += compare(tensor.name, blocks, values.reshape(-1, shape[-1]), kind)
     return found
 
 
@@ -68,6 +71,8 @@ def _as_trained(file: Path, checkpoint: Checkpoint, plan: Plan) -> Any:
 
 
 def _writable(type_name: str) -> str:
+    if type_name in BY_NAME:
+        return type_name.lower()
     try:
         return parse_type(type_name)
     except SherryError:

@@ -31,6 +31,14 @@ def test_converts_and_says_so(command, tiny_checkpoint, tmp_path, sherry_gguf_fi
     assert outfile.read_bytes() == sherry_gguf_file.read_bytes()
 
 
+def test_another_type_for_the_sherry_layers(tiny_checkpoint, tmp_path):
+    outfile = tmp_path / "x.gguf"
+    done = run("-m", "sherry_gguf.convert", tiny_checkpoint, "--outfile", outfile, "--outtype", "Q2_0")
+    assert done.returncode == 0, done.stderr
+    assert "verified: 42 Q2_0 tensors" in done.stdout
+    assert "slow on x86" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -40,6 +48,8 @@ def test_converts_and_says_so(command, tiny_checkpoint, tmp_path, sherry_gguf_fi
         (["MODEL", "--group-size", "0"], "positive group size, got 0"),
         (["MODEL", "--tensor-type", "ffn"], "'ffn' is not REGEX=TYPE"),
         (["MODEL", "--output-tensor-type", "q9"], "'q9' is no type"),
+        (["MODEL", "--outtype", "f16"], "'f16' is no type for Sherry layers"),
+        (["MODEL", "--outtype", "tq2_0"], "weights do not fit TQ2_0 and would change"),
         (["MODEL", "--sherry-layers", "("], "no regular expression"),
         (["MODEL", "--group-size", "96"], "group_size 96 does not divide rows of 256"),
         (["MODEL", "--outfile", "absent/x.gguf"], "absent is no directory"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sherry_gguf.convert.types import TypeChoice, has_choice, parse_override, parse_type
+from sherry_gguf.convert.types import OUTTYPES, TypeChoice, has_choice, parse_outtype, parse_override, parse_type
 from sherry_gguf.errors import SherryError
 
 
@@ -17,6 +17,14 @@ def test_names_are_those_of_llama_quantize():
 def test_unknown_types(text):
     with pytest.raises(SherryError, match="no type this converter writes"):
         parse_type(text)
+
+
+def test_types_of_sherry_layers():
+    assert OUTTYPES == ("sherry", "tq1_0", "tq2_0", "q2_0", "q4_0", "auto")
+    assert [parse_outtype(t) for t in ("Q2_0", "AUTO")] == ["q2_0", "auto"]
+    assert TypeChoice().outtype == "sherry"
+    with pytest.raises(SherryError, match="'q4_K' is no type for Sherry layers; known are sherry, tq1_0"):
+        parse_outtype("q4_K")
 
 
 @pytest.mark.parametrize("text", ["ffn_down", "=f16", "(=f16", "x=f33"])

@@ -11,6 +11,7 @@ from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.parity import weights
+from sherry_gguf.reader import open_gguf
 
 
 def types_of(gguf, model):
@@ -39,6 +40,28 @@ def test_layers_of_other_types_are_named(pinned_gguf, random_checkpoint, sherry_
         "blk.1.ffn_down_exps.weight": "q8_0",
         "blk.1.attn_k.weight": "bf16",
     }
+
+
+def test_other_types_that_are_exact_are_checked_and_kept(pinned_gguf, tiny_checkpoint, tmp_path):
+    types = TypeChoice("q4_0", None, [("attn_v", "f16")], outtype="q2_0")
+    gguf = convert(tiny_checkpoint, tmp_path / "q2_0.gguf", types=types).outfile
+    found = types_of(gguf, tiny_checkpoint)
+    assert {name for name, type_name in found.items() if type_name == "f16"} == {
+        f"blk.{i}.attn_v.weight" for i in range(6)
+    }
+    assert set(found.values()) == {"q2_0", "f16"}
+    checkpoint = Checkpoint(tiny_checkpoint)
+    plan = make_plan(checkpoint)
+    right = weights.check(gguf, checkpoint, plan)
+    assert (right.tensors, right.first_wrong) == (36, None)  # not the embedding, which is Q4_0
+
+    tensor = next(t for t in open_gguf(gguf).tensors if t.name == "blk.3.ffn_up.weight")
+    content = bytearray(gguf.read_bytes())
+    content[tensor.data_offset + tensor.data.shape[1] * 5 + 2] ^= 1
+    gguf.write_bytes(content)
+    wrong = weights.check(gguf, checkpoint, plan)
+    assert (wrong.wrong_weights, wrong.wrong_scales) == (1, 0)
+    assert wrong.first_wrong == "blk.3.ffn_up.weight, row 5, group 0 (weights 0..3)"
 
 
 @pytest.mark.runtime

@@ -1,0 +1,56 @@
+"""The types that can hold a Sherry matrix as it was trained, smallest first, and what each can hold.
+
+Exactly means: every weight is the trained one, alpha rounded once to fp16. A type does so where a scale is shared by
+its whole block; where it is, SHERRY alone minds that there is one zero in every four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sherry_gguf import blocks, ternary
+from sherry_gguf.format import BLOCK, BLOCK_BYTES, TYPE_NAME
+
+F32 = npt.NDArray[np.float32]
+I8 = npt.NDArray[np.int8]
+U8 = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ExactType:
+    """name         as gguf-py has it
+    block         weights that share a scale
+    block_bytes   of the file
+    nearest       trained weights float32[rows, k] -> t int8[rows, k]: -1, 0 or 1, as the type would have it
+    unpack        uint8[rows, k/block*block_bytes] -> t int8[rows, k], scales float32[rows, k/block]
+    """
+
+    name: str
+    block: int
+    block_bytes: int
+    nearest: Callable[[F32], I8]
+    unpack: Callable[[U8], tuple[I8, F32]]
+
+
+def _nearest_sherry(weights: F32) -> I8:
+    return blocks.ternary(blocks.grid_codes(weights))
+
+
+def _unpack_sherry(data: U8) -> tuple[I8, F32]:
+    codes, scales = blocks.unpack(data)
+    return blocks.ternary(codes), scales
+
+
+SHERRY = ExactType(TYPE_NAME, BLOCK, BLOCK_BYTES, _nearest_sherry, _unpack_sherry)
+EXACT_TYPES = (
+    SHERRY,
+    ExactType("TQ1_0", 256, 54, ternary.signs, ternary.unpack_tq1_0),
+    ExactType("TQ2_0", 256, 66, ternary.signs, ternary.unpack_tq2_0),
+    ExactType("Q2_0", 64, 18, ternary.signs, ternary.unpack_q2_0),
+    ExactType("Q4_0", 32, 18, ternary.signs, ternary.unpack_q4_0),
+)
+BY_NAME = {kind.name: kind for kind in EXACT_TYPES}
