@@ -31,8 +31,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     logging.set_verbosity_error()
     result = train(_filled(Options, args), _filled(Arguments, args))
-    print(f"wrote {args.out}, mean loss {result.loss:.4f}")
-    if result.perplexity is not None:
+    if result is not None:
+        print(f"wrote {args.out}, mean loss {result.loss:.4f}")
+    if result is not None and result.perplexity is not None:
         print(f"held-out perplexity {result.perplexity:.4f}, context {args.ctx_size}")
     return 0
 

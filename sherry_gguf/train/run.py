@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from sherry_gguf.errors import SherryError
 from sherry_gguf.train.arenas import ArenasCallback
@@ -31,16 +32,17 @@ class Result:
     perplexity: float | None
 
 
-def train(options: Options, arguments: Arguments) -> Result:
+def train(options: Options, arguments: Arguments) -> Result | None:
     """Train and write ``options.out``: a checkpoint that ``sherry-gguf convert`` takes, trainer_state.json with the
     log, training.png, measures.jsonl if asked for, and the Trainer's own checkpoint-N to resume from.
 
-    Under torchrun or accelerate every process calls it. Raises SherryError for options that do not fit each other or
-    the model, and for an ``out`` that is not empty unless the run is resumed.
+    Under torchrun or accelerate every process calls it, and the first one writes and gets the Result.
+    Raises SherryError for options that do not fit each other or the model, for an ``out`` that is not empty unless the
+    run is resumed, and for one that has nothing to resume from.
     """
     options.check()
     resume = _resume(arguments.resume_from_checkpoint)
-    _require_free(options.out, bool(resume))
+    _require_free(options.out, resume)
     arguments.output_dir = str(options.out)
     set_seed(arguments.seed)  # before weights are drawn, so that a seed names a run
     model, tokenizer = open_model(options.model)
@@ -64,7 +66,7 @@ def train(options: Options, arguments: Arguments) -> Result:
     outcome = trainer.train(resume_from_checkpoint=resume)
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # asked of all processes: each may hold a part
     if not trainer.is_world_process_zero():
-        return Result(outcome.training_loss, None)
+        return None
     save(model, state, options.model, options.out, DTYPES[options.save_dtype])
     trainer.save_state()
     plot_log(trainer.state.log_history, options.out / PICTURE)
@@ -122,8 +124,10 @@ def _resume(value: str | None) -> str | bool | None:
     return True if value is not None and value.lower() == "true" else value
 
 
-def _require_free(out: Path, resumed: bool) -> None:
+def _require_free(out: Path, resumed: str | bool | None) -> None:
     if out.exists() and not out.is_dir():
         raise SherryError(f"{out} is a file; choose another --out")
+    if resumed is True and (not out.is_dir() or get_last_checkpoint(out) is None):
+        raise SherryError(f"{out} has no checkpoint to go on from; leave --resume-from-checkpoint out")
     if not resumed and out.is_dir() and any(out.iterdir()):
         raise SherryError(f"{out} is not empty; choose another --out, or go on with --resume-from-checkpoint true")
