@@ -2,7 +2,7 @@
 """The evidence for training: all methods with equal data, steps and seeds.
 
     python scripts/evidence_training.py methods   trains each method with each seed, two at a time, one core each
-    python scripts/evidence_training.py table     their perplexities, and plots of gradients and latents
+    python scripts/evidence_training.py table     their perplexities, and pictures of gradients and latents
 
 Everything goes to --work. What is done is not done again; a run that was stopped goes on from its last checkpoint.
 """
@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from evidence import methods
+from evidence import methods, table
 
-STAGES = {"methods": methods.run}
+STAGES = {"methods": methods.run, "table": table.run}
 
 
 def main() -> None:

@@ -23,11 +23,12 @@ SHAPE = {"num_hidden_layers": 4}
 
 @dataclass(frozen=True)
 class Method:
-    """name: in tables and paths. method and arenas_max: as `sherry_gguf.train` takes them."""
+    """name: in tables and paths. The others: as `sherry_gguf.train` takes them."""
 
     name: str
     method: str
     arenas_max: float = 0.0
+    scheduler: str = "cosine"
 
 
 METHODS = (
@@ -38,12 +39,19 @@ METHODS = (
     Method("tequila", "tequila"),
     Method("binary", "binary"),
     Method("float", "float"),
+    # A learning rate that falls to 0 together with lambda leaves no steps to do without the residual: two ways out.
     Method("sherry-arenas-0.3", "sherry", 0.3),
+    Method("sherry-arenas-constant", "sherry", 1.0, "constant_with_warmup"),
 )
 
 
 def directory(work: Path, method: Method, seed: int) -> Path:
     return work / "methods" / f"{method.name}-seed{seed}"
+
+
+def log_of(directory: Path) -> Path:
+    """What a run printed; its last line has the held-out perplexity."""
+    return directory.parent / f"{directory.name}.log"
 
 
 def finished(work: Path, seeds: list[int]) -> Iterator[tuple[Method, int, Path]]:
@@ -75,11 +83,22 @@ def _train(start: Path, texts: sotu.Texts, out: Path, method: Method, seed: int,
     command = [sys.executable, "-m", "sherry_gguf.train", "--model", start, "--data", texts.train, "--out", out]
     command += ["--method", method.method, "--arenas-max", method.arenas_max, "--group-size", GROUP_SIZE]
     command += ["--ctx-size", CONTEXT, "--per-device-train-batch-size", BATCH, "--max-steps", steps, "--seed", seed]
-    command += ["--learning-rate", 1e-3, "--save-steps", 200, "--save-total-limit", 1, "--disable-tqdm", "true"]
+    command += [
+        "--learning-rate",
+        1e-3,
+        "--lr-scheduler-type",
+        method.scheduler,
+        "--save-steps",
+        200,
+        "--save-total-limit",
+        1,
+        "--disable-tqdm",
+        "true",
+    ]
     command += ["--eval-data", texts.held_out, "--measure-steps", 0 if method.method == "float" else 25]
     if any(out.glob("checkpoint-*")):
         command += ["--resume-from-checkpoint", "true"]
-    with out.with_suffix(".log").open("a") as log:
+    with log_of(out).open("a") as log:
         subprocess.run(
             [str(part) for part in command],
             check=True,
@@ -87,5 +106,5 @@ def _train(start: Path, texts: sotu.Texts, out: Path, method: Method, seed: int,
             stderr=log,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-    last = out.with_suffix(".log").read_text().splitlines()[-1]
+    last = log_of(out).read_text().splitlines()[-1]
     return f"{out.name}: {last}"

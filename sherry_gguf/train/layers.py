@@ -172,7 +172,9 @@ def quantize_model(model: Any, method: str, granularity: Granularity, layers: st
     keys: dict[str, object] = {"w_bits": 1 if method == "binary" else 0, "quant_method": method, "N": 3, "M": 4}
     keys |= {"granularity": granularity.kind, "group_size": granularity.group_size}
     keys |= {"enable_zero_point": False, "range_of_lambada": 0.01, "eps": TequilaLinear.dead_gain}
-    if layers != SHERRY_LAYERS:
-        keys["sherry_layers"] = layers  # this project's own key: which of the linear layers these are
     model.config.update(keys)
+    if layers != SHERRY_LAYERS:
+        model.config.sherry_layers = layers  # this project's own key: which of the linear layers these are
+    elif hasattr(model.config, "sherry_layers"):
+        del model.config.sherry_layers
     return names

@@ -28,7 +28,10 @@ def _help(text: str, choices: Iterable[str] = ()) -> dict[str, Any]:
 
 @dataclass
 class Options:
-    """Sherry's own. Field names are the flags of the command line."""
+    """Sherry's own. Field names are the flags of the command line.
+
+    Where granularity, group_size and sherry_layers are None, what the model's config.json declares counts.
+    """
 
     model: Path = field(metadata=_help("directory of a model, or of a config.json and a tokenizer: train from scratch"))
     data: list[Path] = field(metadata=_help("texts to train on: .txt, .jsonl, .parquet"))
@@ -38,9 +41,9 @@ class Options:
     method: str = field(
         default="sherry", metadata=_help("how layers are quantized; all but sherry are to compare", [*METHODS, FLOAT])
     )
-    granularity: str = field(default="per_group", metadata=_help("which weights share a scale", GRANULARITIES))
-    group_size: int = field(default=BLOCK, metadata=_help("weights per scale for per_group"))
-    sherry_layers: str = field(default=SHERRY_LAYERS, metadata=_help("regex of the layers that are quantized"))
+    granularity: str | None = field(default=None, metadata=_help("which weights share a scale", GRANULARITIES))
+    group_size: int | None = field(default=None, metadata=_help("weights per scale for per_group"))
+    sherry_layers: str | None = field(default=None, metadata=_help("regex of the layers that are quantized"))
     arenas_max: float = field(default=1.0, metadata=_help("largest lambda of Arenas; 0 trains without it"))
     arenas_warmup: float = field(default=WARMUP, metadata=_help("share of the steps in which lambda rises"))
     teacher: Path | None = field(default=None, metadata=_help("directory of a model to distil from"))
@@ -49,14 +52,22 @@ class Options:
     measure_steps: int = field(default=0, metadata=_help("measure gradients and latents every N steps; 0: never"))
     save_dtype: str = field(default="bfloat16", metadata=_help("of the latents in the final model", DTYPES))
 
-    def scales(self) -> Granularity:
-        """The granularity; SherryError for one that does not exist."""
-        return parse_granularity(self.granularity, self.group_size)
+    def scales(self, config: Any) -> Granularity:
+        """The granularity asked for, else what a model's config declares, else the default; SherryError for none."""
+        if self.granularity is None and self.group_size is None:
+            if getattr(config, "quant_method", None) == "sherry":
+                return parse_granularity(config.granularity, config.group_size)
+            return Granularity()
+        return parse_granularity(self.granularity or "per_group", BLOCK if self.group_size is None else self.group_size)
+
+    def layers(self, config: Any) -> str:
+        """The regex of the layers to quantize: asked for, else declared, else the decoder's linear layers."""
+        return check_regex(self.sherry_layers or getattr(config, "sherry_layers", None) or SHERRY_LAYERS)
 
     def check(self) -> None:
         """Raise SherryError for values that no training can have."""
-        self.scales()
-        check_regex(self.sherry_layers)
+        self.scales(None)
+        self.layers(None)
         for name, low, high in (
             ("ctx_size", 3, 1 << 20),
             ("arenas_max", 0, 100),

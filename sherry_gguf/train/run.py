@@ -47,8 +47,7 @@ def train(options: Options, arguments: Arguments) -> Result | None:
     set_seed(arguments.seed)  # before weights are drawn, so that a seed names a run
     model, tokenizer = open_model(options.model)
     model.config.use_cache = False
-    if options.method != FLOAT:
-        quantize_model(model, options.method, options.scales(), options.sherry_layers)
+    _quantize(model, options)
     with arguments.main_process_first(desc="tokenizing"):
         blocks = token_blocks(options.data, tokenizer, options.ctx_size)
         held_out = token_blocks(options.eval_data, tokenizer, options.ctx_size) if options.eval_data else None
@@ -76,9 +75,13 @@ def train(options: Options, arguments: Arguments) -> Result | None:
 def evaluate(options: Options) -> float:
     """Perplexity of the model saved in ``options.out`` on its ``eval_data``, in float32."""
     model, tokenizer = open_model(options.out)
-    if options.method != FLOAT:
-        quantize_model(model, options.method, options.scales(), options.sherry_layers)
+    _quantize(model, options)
     return perplexity(model.eval(), tokenizer, options.eval_data, options.ctx_size)
+
+
+def _quantize(model: Any, options: Options) -> None:
+    if options.method != FLOAT:
+        quantize_model(model, options.method, options.scales(model.config), options.layers(model.config))
 
 
 class _TokenizerBeside(TrainerCallback):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sherry_gguf.checkpoint import SHERRY_LAYERS
 from sherry_gguf.cli import run_command
 from sherry_gguf.errors import SherryError
 
@@ -148,6 +149,18 @@ def test_a_sherry_checkpoint_is_trained_on(train, tiny_checkpoint, heldout_text)
         model=tiny_checkpoint, max_steps=2, ctx_size=256, learning_rate=1e-5, arenas_max=0.0, logging_steps=1
     )
     assert history(options.out)[0]["loss"] < 5
+
+
+def test_what_config_json_declares_counts(train):
+    """Trained on without a word of granularity and layers, a model keeps those it was trained with."""
+    _, first = train("first", max_steps=1, granularity="per_channel", sherry_layers="down_proj")
+    _, second = train("second", model=first.out, max_steps=1)
+    config = json.loads((second.out / "config.json").read_text())
+    assert (config["granularity"], config["sherry_layers"]) == ("per_channel", "down_proj")
+    _, third = train("third", model=first.out, max_steps=1, group_size=64, sherry_layers=SHERRY_LAYERS)
+    config = json.loads((third.out / "config.json").read_text())
+    assert (config["granularity"], config["group_size"]) == ("per_group", 64)
+    assert "sherry_layers" not in config
 
 
 def test_what_is_there_is_not_overwritten(train, tmp_path, untrained):
