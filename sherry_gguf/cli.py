@@ -23,13 +23,21 @@ COMMANDS = {
     "parity": ("sherry_gguf.parity.cli", "compare a GGUF in llama.cpp with its checkpoint in PyTorch"),
 }
 
+EXTRAS = ("train",)  # commands whose dependencies are an extra of their name
+
 
 def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run one command on argv (default: the process's) and return its exit status.
 
     Bad input (SherryError) is one line on stderr and status 1, and so is an OSError; bad usage is argparse's status 2.
     """
-    module = importlib.import_module(COMMANDS[name][0])
+    try:
+        module = importlib.import_module(COMMANDS[name][0])
+    except ModuleNotFoundError as error:
+        if name not in EXTRAS:
+            raise
+        print(f"sherry-gguf {name}: error: needs {error.name}; pip install 'sherry-gguf[{name}]'", file=sys.stderr)
+        return 1
     new_parser = getattr(module, "new_parser", argparse.ArgumentParser)
     parser = new_parser(prog=prog or f"sherry-gguf {name}", description=module.__doc__)
     module.configure(parser)

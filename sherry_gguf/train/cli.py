@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
+from sherry_gguf.errors import SherryError
 from sherry_gguf.train.options import Arguments, Options
 from sherry_gguf.train.run import train
 
@@ -30,7 +31,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     logging.set_verbosity_error()
-    result = train(_filled(Options, args), _filled(Arguments, args))
+    try:
+        arguments = _filled(Arguments, args)
+    except (ValueError, ImportError) as error:  # TrainingArguments that do not fit each other or the machine
+        raise SherryError(" ".join(str(error).split())) from error
+    result = train(_filled(Options, args), arguments)
     if result is not None:
         print(f"wrote {args.out}, mean loss {result.loss:.4f}")
     if result is not None and result.perplexity is not None:

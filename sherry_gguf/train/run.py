@@ -82,6 +82,10 @@ def evaluate(options: Options) -> float:
 def _quantize(model: Any, options: Options) -> None:
     if options.method != FLOAT:
         quantize_model(model, options.method, options.scales(model.config), options.layers(model.config))
+    elif hasattr(model.config, "quant_method"):
+        raise SherryError(
+            f"{options.model} declares {model.config.quant_method} layers: they would not stay such as float"
+        )
 
 
 class _TokenizerBeside(TrainerCallback):

@@ -185,6 +185,7 @@ def test_what_is_there_is_not_overwritten(train, tmp_path, untrained):
         (["--data", "none.txt"], "none.txt: no such file"),
         (["--model", "nowhere"], "nowhere: no config.json"),
         (["--group-size", "96"], "q_proj: group_size 96 does not divide rows of 128"),
+        (["--load-best-model-at-end", "true"], "load_best_model_at_end requires"),
         (["--resume-from-checkpoint", "true"], "no checkpoint"),
     ],
 )
@@ -194,6 +195,18 @@ def test_bad_input_is_one_line(arguments, message, untrained, heldout_text, tmp_
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert message in line
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_quantized_model_is_not_trained_as_float(train, tiny_checkpoint):
+    with pytest.raises(SherryError, match="declares sherry layers"):
+        train(model=tiny_checkpoint, method="float")
+
+
+def test_without_the_extra_it_is_named():
+    code = "import sys; sys.modules['datasets'] = None; from sherry_gguf.cli import main; sys.exit(main(['train']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == "sherry-gguf train: error: needs datasets; pip install 'sherry-gguf[train]'\n"
 
 
 def test_help_lists_both_groups_of_flags(capsys):
