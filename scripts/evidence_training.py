@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--work", type=Path, default=Path(".training"))
     parser.add_argument("--steps", type=int, help="optimizer steps (default: those of docs/training.md)")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="some of the methods (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()
     STAGES[args.stage](args)

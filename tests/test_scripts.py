@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -188,3 +189,21 @@ def test_benches_say_which_compiler_they_miss(repository, tmp_path, monkeypatch)
     environment = {**os.environ, "PYTHONPATH": str(repository / "scripts")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert "no-compiler' does not run: install one, or set CC" in done.stderr
+
+
+def test_evidence_training(repository, heldout_text, tmp_path):
+    """Two of its methods for two steps, on a text that is there already; and a second start finds nothing to do."""
+    text = heldout_text.read_text(encoding="utf-8")
+    (tmp_path / "sotu-train.jsonl").write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
+    (tmp_path / "sotu-heldout.txt").write_text(text[:20000], encoding="utf-8")
+    arguments = ["--work", tmp_path, "--steps", 2, "--seeds", 1, "--methods", "sherry-arenas", "twn"]
+    output = run(repository, "evidence_training.py", "methods", *arguments)
+    perplexities = re.findall(r"^(sherry-arenas|twn)-seed1: held-out perplexity ([\d.]+), context 256$", output, re.M)
+    assert [name for name, _ in perplexities] == ["sherry-arenas", "twn"]
+    assert run(repository, "evidence_training.py", "methods", *arguments) == ""
+
+    output = run(repository, "evidence_training.py", "table", *arguments)
+    for name, perplexity in perplexities:
+        assert f"| {name} | {float(perplexity):.1f} |" in output
+    assert (tmp_path / "rank.png").is_file()
+    assert (tmp_path / "latents.png").is_file()

