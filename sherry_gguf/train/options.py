@@ -82,10 +82,12 @@ class Options:
 
 @dataclass
 class Arguments(TrainingArguments):
-    """transformers' TrainingArguments. Defaults are those that trained the shipped model (docs/training.md)."""
+    """transformers' TrainingArguments, with defaults for training from scratch with Arenas (docs/training.md)."""
 
-    learning_rate: float = field(default=2e-3, metadata=_help("the largest; a model that is trained wants a tenth"))
-    lr_scheduler_type: str = field(default="cosine", metadata=_help("as in transformers"))
+    learning_rate: float = field(default=1e-3, metadata=_help("the largest; a model that is trained wants a tenth"))
+    lr_scheduler_type: str = field(
+        default="constant_with_warmup", metadata=_help("as the published trainer has it; without Arenas take cosine")
+    )
     warmup_steps: float = field(default=0.05, metadata=_help("steps in which the rate rises; below 1: a share"))
     bf16: bool = field(default=True, metadata=_help("multiply in bfloat16; weights and optimizer stay float32"))
     logging_steps: float = field(default=10, metadata=_help("steps between two lines of the log"))
