@@ -97,6 +97,17 @@ def test_plain_beside_baked_is_refused(checkpoint):
     assert sources(plan) == ["baked"]
 
 
+def test_only_the_layers_that_config_json_declares_are_quantized(checkpoint):
+    """A model of which some layers were trained as Sherry's: the others are floats, and no latents."""
+    config = {**SHERRY, "sherry_layers": r"layers\.1\..*up_proj"}
+    some = checkpoint(floats(), floats(1), config=config)
+    assert list(make_plan(some).layers) == ["model.layers.1.mlp.up_proj.weight"]
+    assert list(make_plan(some, sherry_layers=r"layers\.0\..*up_proj").layers) == ["model.layers.0.mlp.up_proj.weight"]
+    for value, message in (("(", "no regular expression"), (7, "sherry_layers is 7")):
+        with pytest.raises(SherryError, match=rf"config\.json: .*{message}"):
+            make_plan(checkpoint(floats(), config={**SHERRY, "sherry_layers": value}))
+
+
 @pytest.mark.parametrize(("matrix", "message"), [(strided, "16 apart.*STQ1_0"), (ternary, "dense ternary.*TQ2_0")])
 def test_other_grids_are_refused_with_what_fits(checkpoint, matrix, message):
     for config in ({}, SHERRY):
