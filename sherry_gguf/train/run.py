@@ -26,7 +26,7 @@ PICTURE = "training.png"
 
 @dataclass(frozen=True)
 class Result:
-    """loss: of the last steps logged, nats a token. perplexity: of the saved model on eval_data, None without any."""
+    """loss: mean over the steps made, nats a token. perplexity: of the saved model on eval_data, None without any."""
 
     loss: float
     perplexity: float | None

@@ -108,7 +108,7 @@ def test_perplexity_is_that_of_the_saved_model(train, heldout_text):
 
 
 def test_resumed_is_uninterrupted(train, tmp_path):
-    """Bit for bit, with Arenas in its fall and dropout of nothing: the data order, lambda and the optimizer go on."""
+    """Bit for bit, with Arenas in its fall: the data order, lambda and the optimizer go on."""
     settings = {"max_steps": 8, "save_dtype": "float32", "logging_steps": 1, "save_strategy": "steps", "save_steps": 4}
     _, whole = train("whole", **settings)
     stopped = tmp_path / "stopped"
