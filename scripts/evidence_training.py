@@ -3,6 +3,8 @@
 
     python scripts/evidence_training.py methods   trains each method with each seed, two at a time, one core each
     python scripts/evidence_training.py table     their perplexities, and pictures of gradients and latents
+    python scripts/evidence_training.py files     their GGUF files: size, perplexity and speed in llama.cpp
+    python scripts/evidence_training.py smollm2   SmolLM2-135M: before, quantized as it is, and fine-tuned
 
 Everything goes to --work. What is done is not done again; a run that was stopped goes on from its last checkpoint.
 """
@@ -12,9 +14,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from evidence import methods, table
+from evidence import files, methods, smollm2, table
 
-STAGES = {"methods": methods.run, "table": table.run}
+STAGES = {"methods": methods.run, "table": table.run, "files": files.run, "smollm2": smollm2.run}
 
 
 def main() -> None:

@@ -191,19 +191,47 @@ def test_benches_say_which_compiler_they_miss(repository, tmp_path, monkeypatch)
     assert "no-compiler' does not run: install one, or set CC" in done.stderr
 
 
-def test_evidence_training(repository, heldout_text, tmp_path):
-    """Two of its methods for two steps, on a text that is there already; and a second start finds nothing to do."""
+@pytest.fixture
+def training_work(heldout_text, tmp_path):
+    """A folder for the scripts that train, with a text that they would fetch."""
     text = heldout_text.read_text(encoding="utf-8")
     (tmp_path / "sotu-train.jsonl").write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
     (tmp_path / "sotu-heldout.txt").write_text(text[:20000], encoding="utf-8")
-    arguments = ["--work", tmp_path, "--steps", 2, "--seeds", 1, "--methods", "sherry-arenas", "twn"]
-    output = run(repository, "evidence_training.py", "methods", *arguments)
-    perplexities = re.findall(r"^(sherry-arenas|twn)-seed1: held-out perplexity ([\d.]+), context 256$", output, re.M)
-    assert [name for name, _ in perplexities] == ["sherry-arenas", "twn"]
-    assert run(repository, "evidence_training.py", "methods", *arguments) == ""
+    return tmp_path
+
+
+@pytest.mark.runtime
+@pytest.mark.usefixtures("runtime")
+def test_evidence_training(repository, training_work):
+    """Some of its methods for two steps; a second start finds nothing to do; their files in llama.cpp."""
+    names = ["sherry-arenas", "sherry", "tequila", "binary"]
+    arguments = ["--work", training_work, "--steps", 2, "--seeds", 1]
+    output = run(repository, "evidence_training.py", "methods", *arguments, "--methods", *names)
+    found = dict(re.findall(r"^([a-z-]+)-seed1: held-out perplexity ([\d.]+), context 256$", output, re.M))
+    assert list(found) == names
+    assert run(repository, "evidence_training.py", "methods", *arguments, "--methods", *names) == ""
 
     output = run(repository, "evidence_training.py", "table", *arguments)
-    for name, perplexity in perplexities:
+    for name, perplexity in found.items():
         assert f"| {name} | {float(perplexity):.1f} |" in output
-    assert (tmp_path / "rank.png").is_file()
-    assert (tmp_path / "latents.png").is_file()
+    assert (training_work / "rank.png").is_file()
+    assert (training_work / "latents.png").is_file()
+
+    # two numbers of one model: 8-bit activations and embeddings, and the flat logits of a model that knows nothing
+    output = run(repository, "evidence_training.py", "files", *arguments)
+    rows = re.findall(r"^\| (\w+)-(\w+) \| ([\d.]+) \| [\d,]+ \| ([\d.]+) \| \d+ \| \d+ \|$", output, re.M)
+    types = {method: (name, bits) for method, name, bits, _ in rows}
+    assert types == {"sherry": ("SHERRY", "1.375"), "tequila": ("TQ2_0", "2.062"), "binary": ("Q1_0", "1.125")}
+    for method, _, _, perplexity in rows:
+        assert float(perplexity) == pytest.approx(float(found[method]), rel=5e-3)
+
+
+def test_train_demo(repository, training_work):
+    """Two steps, and on from there."""
+    flags = ["--per-device-train-batch-size", 1, "--ctx-size", 128, "--save-steps", 1]
+    run(repository, "train_demo.py", "--work", training_work, *flags, "--max-steps", 1)
+    output = run(repository, "train_demo.py", "--work", training_work, *flags, "--max-steps", 2)
+    assert "held-out perplexity" in output
+    config = json.loads((training_work / "demo" / "config.json").read_text())
+    assert (config["quant_method"], config["group_size"]) == ("sherry", BLOCK)
+    assert (training_work / "demo" / "model.safetensors").stat().st_size < 12e6
