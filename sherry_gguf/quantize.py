@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from sherry_gguf.errors import SherryError
 from sherry_gguf.format import BLOCK, GROUP
+from sherry_gguf.groups import place
 
 Ties = Literal["torch", "first"]
 """Which of several equally small weights of a group is zeroed: the one ``torch.topk`` drops on a CPU, as the
@@ -182,12 +183,6 @@ def quantize(
     scales[zero_spans] = 0
     codes.reshape(-1, span // GROUP)[zero_spans] = 0
     return Quantized(codes.reshape(rows, k // GROUP), scales.reshape(rows, k // span), n_ties)
-
-
-def place(group_index: int, row_length: int) -> str:
-    """Where the group with this index in a matrix is, for a message."""
-    row, group = divmod(group_index, row_length // GROUP)
-    return f"row {row}, group {group} (weights {group * GROUP}..{group * GROUP + GROUP - 1})"
 
 
 def _require_finite(flat: F32, sums: F64, row_length: int) -> None:

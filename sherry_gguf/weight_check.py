@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from sherry_gguf.exact import SHERRY, ExactType
 from sherry_gguf.format import GROUP
-from sherry_gguf.quantize import place
+from sherry_gguf.groups import place
 from sherry_gguf.ternary import signs
 
 F16 = npt.NDArray[np.float16]

@@ -16,7 +16,8 @@ from sherry_gguf.blocks import expand, read_grid, round_scales
 from sherry_gguf.convert.plan import Source
 from sherry_gguf.errors import SherryError
 from sherry_gguf.format import BLOCK, GROUP
-from sherry_gguf.quantize import Granularity, Quantized, place, quantize
+from sherry_gguf.groups import place
+from sherry_gguf.quantize import Granularity, Quantized, quantize
 
 F32 = npt.NDArray[np.float32]
 
