@@ -281,7 +281,7 @@ def _place(
             raise SherryError(f"{name} has offset {offset:,}, no multiple of the alignment {alignment}")
         if data_start + offset > size:
             raise SherryError(f"{name} begins {data_start + offset - size:,} bytes beyond the end; is it truncated?")
-    stops = [*offsets[1:], size - data_start]
+    stops = [*offsets[1:], size - data_start] if infos else []
     return [
         Tensor(name, shape, type_id, id_at, data_start + offset, data_start + stop)
         for (name, shape, type_id, id_at, offset), stop in zip(infos, stops, strict=True)
