@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ class Header:
     infos_start: int
     infos_stop: int
     data_start: int
-    data: U8
+    data: U8 = field(repr=False)
 
     def value(self, key: str) -> Any:
         """None if there is no such entry, or it is an array."""

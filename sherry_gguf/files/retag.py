@@ -19,6 +19,7 @@ from sherry_gguf.files.outfile import rename_durably, require_free, temporary_be
 from sherry_gguf.files.types import (
     SHERRY,
     STQ1_0,
+    STQ1_0_FILE_TYPES,
     STQ1_0_IDS,
     Type,
     Typed,
@@ -33,7 +34,6 @@ TARGETS: dict[str, tuple[Type, int]] = {
     "43": (STQ1_0, 43),
     "512-native": (SHERRY, sherry.TYPE_ID),
 }
-_FILE_TYPES = {42: 41, 43: 42}  # general.file_type of STQ1_0 in the revisions of llama.cpp PR 22836 that had these ids
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _write(path: Path, header: Header, ids: dict[str, int], type_id: int) -> Non
 
 def _file_type(type_id: int) -> int:
     """What general.file_type is where most tensors have this id; SHERRY's is its id."""
-    return _FILE_TYPES.get(type_id, type_id)
+    return STQ1_0_FILE_TYPES.get(type_id, type_id)
 
 
 def _require_readable(header: Header, found: Sequence[Typed]) -> None:

@@ -20,6 +20,7 @@ from sherry_gguf.files.header import Header, Tensor
 
 LAST_UPSTREAM_ID = 42
 STQ1_0_IDS = (42, 43, 253)
+STQ1_0_FILE_TYPES = {42: 41, 43: 42}  # general.file_type in the revisions of llama.cpp PR 22836 that had these ids
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,12 @@ def _decide(type_id: int, tensors: Sequence[Tensor], header: Header) -> list[Typ
     if type_id == LAST_UPSTREAM_ID and len(fitting) > 1:
         said = "nothing tells Q2_0 from STQ1_0, as both need as many bytes"
         return [Typed(tensor, None, f"{said} ({spans(tensor, header, claims)})") for tensor in tensors]
+    is_claimed = type_id in (*STQ1_0_IDS, sherry.TYPE_ID)
+    if not is_claimed and all(STQ1_0.fits(tensor, header) for tensor in tensors):
+        fitting = []  # too small to tell sizes apart: then nothing speaks for SHERRY
     if fitting:
         return [Typed(tensor, fitting[0]) for tensor in tensors]
-    if type_id in (*STQ1_0_IDS, sherry.TYPE_ID):
-        return _contradicting(tensors, claims, header)
-    return [Typed(tensor, None) for tensor in tensors]
+    return _contradicting(tensors, claims, header) if is_claimed else [Typed(tensor, None) for tensor in tensors]
 
 
 def _claims(type_id: int) -> list[Type]:
@@ -150,14 +152,17 @@ def _known(tensor: Tensor, kind: Type, header: Header) -> Typed:
 def _contradicting(tensors: Sequence[Tensor], claims: Sequence[Type], header: Header) -> list[Typed]:
     found = []
     shown = (upstream_types()[LAST_UPSTREAM_ID], STQ1_0, SHERRY)
+    for kind in claims:
+        misfits = [tensor for tensor in tensors if not kind.fits(tensor, header)]
+        if len(misfits) == 1 < len(tensors) and misfits[0].stop == len(header.data):
+            _require_bytes(misfits[0], kind.size(misfits[0]) or 0, kind.name, header)
     for tensor in tensors:
-        sizes = [size for kind in claims if (size := kind.size(tensor)) is not None]
-        if sizes:
-            _require_bytes(tensor, min(sizes), "the smallest type of that id", header)
+        _require_bytes(tensor, min(kind.size(tensor) or 0 for kind in shown), "the smallest type of that id", header)
         alone = [kind.name for kind in claims if kind.fits(tensor, header)]
-        said = (
-            f"is {' or '.join(alone)}, and others of that id are not" if alone else "its bytes are not of its id's type"
-        )
+        if alone:
+            said = f"is {' or '.join(alone)}, and others of that id are not"
+        else:
+            said = "its bytes are not of its id's type"
         found.append(Typed(tensor, None, f"{said} ({spans(tensor, header, shown)})"))
     return found
 
