@@ -12,6 +12,7 @@ from rich.table import Table
 from sherry_gguf.files.header import FILE_TYPE_KEY
 from sherry_gguf.files.inspect import Inspection, figures
 from sherry_gguf.files.measure import Measured, Scales
+from sherry_gguf.files.types import SHERRY
 from sherry_gguf.format import CODES, VERSION_KEY
 
 _CODES_A_LINE = 8
@@ -24,6 +25,8 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     for key in ("general.architecture", "general.name", FILE_TYPE_KEY, VERSION_KEY):
         if header.value(key) is not None:
             described.append(f"{key} {header.value(key)}")
+    if header.value(VERSION_KEY) is None and any(name == SHERRY.name for name, _ in inspection.by_type()):
+        described.append(f"no {VERSION_KEY}, which means 1")
     console.print(f"{header.path}: {', '.join(described)}", highlight=False)
     console.print(_types(inspection))
 
@@ -95,7 +98,7 @@ def _codes(label: str, measured: Sequence[Measured]) -> list[str]:
 def _verdict(refusals: Sequence[str]) -> str:
     if not refusals:
         return "llama.cpp without the patch, at the pin: knows these types and this layout"
-    return f"llama.cpp without the patch, at the pin: refuses the file, as {'; '.join(refusals)}"
+    return f"llama.cpp without the patch, at the pin: refuses or misreads the file, as {'; '.join(refusals)}"
 
 
 def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:

@@ -64,6 +64,11 @@ def gguf_bytes(
     return (pad(head, alignment) if tensors else head) + data
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_gguf(pinned_gguf: Any) -> None:
+    """These tools take any gguf-py; in this process it is the pinned one, in those of the commands it is PyPI's."""
+
+
 @pytest.fixture
 def build(tmp_path: Path) -> Any:
     """build(tensors, ...) -> path, as gguf_bytes"""

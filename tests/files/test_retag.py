@@ -48,10 +48,12 @@ def test_stq1_0(file, parts, old, to, new, alignment):
     done = retag(file, to)
     assert file.read_bytes() == mixed(parts, old, alignment=alignment)
     if old == new:
-        assert done.outfile is None and str(done) == f"nothing to do: all 2 STQ1_0 tensors have id {new}"
+        assert done.outfile is None
+        assert str(done) == f"nothing to do: all 2 STQ1_0 tensors have id {new}"
         assert list(file.parent.iterdir()) == [file]
         return
-    assert done.outfile == file.with_name(f"x-id{new}.gguf") and done.changed == 2
+    assert done.outfile == file.with_name(f"x-id{new}.gguf")
+    assert done.changed == 2
     assert done.outfile.read_bytes() == mixed(parts, new, alignment=alignment)
 
 
@@ -64,7 +66,8 @@ def test_native(file, parts, old):
 
 @pytest.mark.parametrize(
     ("old", "to", "was", "becomes"),
-    [(42, "43", 41, 42), (43, "42", 42, 41), (42, "43", 513, 513), (42, "43", 1, 1), (253, "43", 253, 42), (43, "42", 41, 41)],
+    [(42, "43", 41, 42), (43, "42", 42, 41), (42, "43", 513, 513), (42, "43", 1, 1), (253, "43", 253, 42),
+     (43, "42", 41, 41)],
 )  # fmt: skip
 def test_file_type_follows_where_it_was_the_ids(file, parts, old, to, was, becomes):
     file.write_bytes(mixed(parts, old, was))
@@ -128,7 +131,8 @@ def test_refused(file, parts, case, in_place):
     file.write_bytes(refused(parts, case))
     with pytest.raises(SherryError, match=message):
         retag(file, to, in_place=in_place)
-    assert file.read_bytes() == refused(parts, case) and list(file.parent.iterdir()) == [file]
+    assert file.read_bytes() == refused(parts, case)
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_an_existing_outfile(file, parts, tmp_path):
@@ -148,7 +152,9 @@ def test_in_place_keeps_permissions_and_links(file, parts, tmp_path):
     link = tmp_path / "link.gguf"
     link.symlink_to(file)
     assert retag(link, "43", in_place=True).outfile == file
-    assert link.is_symlink() and file.stat().st_mode & 0o777 == 0o640 and file.read_bytes() == mixed(parts, 43)
+    assert link.is_symlink()
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert file.read_bytes() == mixed(parts, 43)
 
 
 # Stops the process where its argument says: before the ids are written, or before the rename.
@@ -171,7 +177,8 @@ def test_killed_in_place(file, parts, where):
     file.write_bytes(mixed(parts, 42))
     done = subprocess.run([sys.executable, "-c", INTERRUPTED.format(where), file], capture_output=True)
     assert done.returncode == -signal.SIGKILL
-    assert file.read_bytes() == mixed(parts, 42) and len(list(file.parent.iterdir())) == 2
+    assert file.read_bytes() == mixed(parts, 42)
+    assert len(list(file.parent.iterdir())) == 2
     retag(file, "43", in_place=True)
     assert file.read_bytes() == mixed(parts, 43)
 
@@ -187,8 +194,11 @@ def test_a_full_disk(file, parts):
 
     run = [sys.executable, "-m", "sherry_gguf", "retag", file, "--to", "43", "--in-place"]
     done = subprocess.run(run, capture_output=True, text=True, preexec_fn=limit)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "File too large" in done.stderr
-    assert file.read_bytes() == content and list(file.parent.iterdir()) == [file]
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "File too large" in done.stderr
+    assert file.read_bytes() == content
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_command(file, parts, capsys):

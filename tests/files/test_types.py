@@ -94,13 +94,17 @@ def test_q2_0_under_an_id_of_stq1_0(build, parts, type_id):
 
 @pytest.mark.parametrize("type_id", [43, 100, 512, 777])
 def test_sherry_under_private_ids(build, parts, type_id):
-    tensors = [("a", (384, 8), type_id, parts.sherry_blocks(8, 384)), ("b", (256,), type_id, parts.sherry_blocks(1, 256))]
+    tensors = [
+        ("a", (384, 8), type_id, parts.sherry_blocks(8, 384)),
+        ("b", (256,), type_id, parts.sherry_blocks(1, 256)),
+    ]
     assert names(build(tensors)) == ["SHERRY", "SHERRY"]
 
 
 def test_stq1_0_as_512(build, parts):
     path = build([("a", (512, 8), 512, parts.stq1_0_blocks(8, 512))])
-    assert names(path) == [None] and "STQ1_0 needs 672, SHERRY needs 704" in problems(path)[0]
+    assert names(path) == [None]
+    assert "STQ1_0 needs 672, SHERRY needs 704" in problems(path)[0]
 
 
 def test_an_unknown_id_is_not_guessed(build, parts):
@@ -108,7 +112,8 @@ def test_an_unknown_id_is_not_guessed(build, parts):
     other = ("a", (256, 8), 97, bytes(1024))
     either = ("b", (256,), 98, parts.sherry_blocks(1, 256))
     path = build([other, either])
-    assert names(path) == [None, None] and problems(path) == [None, None]
+    assert names(path) == [None, None]
+    assert problems(path) == [None, None]
 
 
 def test_the_last_tensor_may_lack_its_padding(build, parts):
@@ -117,7 +122,7 @@ def test_the_last_tensor_may_lack_its_padding(build, parts):
     path.write_bytes(content[:-2])
     assert names(path) == ["STQ1_0"]
     path.write_bytes(content[:-3])
-    with pytest.raises(SherryError, match="a has 125 bytes, and needs 126 .*is it truncated"):
+    with pytest.raises(SherryError, match=r"a has 125 bytes, and needs 126 .*is it truncated"):
         find_types(read_header(path))
 
 
@@ -127,7 +132,7 @@ def test_a_truncated_tensor_of_an_id_that_lies(build, parts, type_id):
     blocks = parts.sherry_blocks if type_id == 512 else parts.stq1_0_blocks
     path = build([(name, (256, 8), type_id, blocks(8, 256)) for name in ("a", "b", "c")])
     path.write_bytes(path.read_bytes()[:-32])
-    with pytest.raises(SherryError, match="c has .* bytes, and needs .*is it truncated"):
+    with pytest.raises(SherryError, match=r"c has .* bytes, and needs .*is it truncated"):
         find_types(read_header(path))
 
 
