@@ -69,7 +69,7 @@ def unpack(blocks: U8) -> tuple[U8, F32]:
         raise SherryError(f"rows of {row_bytes} bytes are no multiple of an STQ1_0 block's {BLOCK_BYTES}; truncated?")
     fields = np.ascontiguousarray(blocks).view(_BLOCK_DTYPE)
     scales = scales_of(fields["d"])
-    codes = np.unpackbits(np.ascontiguousarray(fields["signs"]), axis=-1, bitorder="little") << 4
+    codes: U8 = np.unpackbits(np.ascontiguousarray(fields["signs"]), axis=-1, bitorder="little") << np.uint8(4)
     codes[..., ::2] |= fields["qs"] & 0xF
     codes[..., 1::2] |= fields["qs"] >> 4
     return codes.reshape(rows, -1), scales
@@ -98,9 +98,10 @@ def pack_exact(weights: F32) -> U8:
     blocks = pack(codes, magnitudes)
     wrong = expand(*unpack(blocks)) != fours
     if wrong.any():
+        first = place(int(np.argmax(wrong)) // GROUP, weights.shape[1], GRID)
         raise SherryError(
-            f"{np.count_nonzero(wrong)} weights are not on STQ1_0's grid, the first in "
-            f"{place(int(np.argmax(wrong)) // GROUP, weights.shape[1], GRID)}; quantize them first (sherry_gguf.quantize)"
+            f"{np.count_nonzero(wrong)} weights are not on STQ1_0's grid, the first in {first}; "
+            f"quantize them first (sherry_gguf.quantize)"
         )
     return blocks
 

@@ -9,12 +9,17 @@ from sherry_gguf import blocks, stq1_0
 from sherry_gguf.errors import SherryError
 
 # The weights of each index under sign 0, written out from its definition; under sign 1 all are negated.
-INDEX = "0+++ 0+-+ 0++- 0+-- +0++ +0-+ +0+- +0-- ++0+ +-0+ ++0- +-0- +++0 +-+0 ++-0 +--0".split()
+INDEX = (
+    ("0+++", "0+-+", "0++-", "0+--"),
+    ("+0++", "+0-+", "+0+-", "+0--"),
+    ("++0+", "+-0+", "++0-", "+-0-"),
+    ("+++0", "+-+0", "++-0", "+--0"),
+)
 
 
 def pattern(code):
     """code -> its four weights."""
-    return [{"0": 0, "+": 1, "-": -1}[c] * (-1 if code >= 16 else 1) for c in INDEX[code & 15]]
+    return [{"0": 0, "+": 1, "-": -1}[c] * (-1 if code >= 16 else 1) for c in INDEX[code >> 2 & 3][code & 3]]
 
 
 def block(codes, scale):
