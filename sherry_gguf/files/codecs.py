@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from sherry_gguf import stq1_0
 from sherry_gguf.exact import BY_NAME
 from sherry_gguf.files.header import Header
-from sherry_gguf.files.types import STQ1_0, Typed
+from sherry_gguf.files.types import Typed
 
 F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
@@ -21,11 +20,7 @@ U8 = npt.NDArray[np.uint8]
 _CHUNK = 1 << 22  # weights at a time, or one row
 
 _SCALE_FIRST = ("Q2_0", "Q4_0")
-_UNPACK: dict[str, Callable[[U8], tuple[I8, F32]]] = {
-    **{name: kind.unpack for name, kind in BY_NAME.items()},
-    STQ1_0.name: stq1_0.unpack_ternary,
-}
-TERNARY = tuple(_UNPACK)  # Q4_0 among them: whether it is used so, its weights tell
+TERNARY = tuple(BY_NAME)  # Q4_0 among them: whether it is used so, its weights tell
 
 
 @dataclass(frozen=True)
@@ -75,6 +70,6 @@ def unpack(name: str, block_bytes: int, rows: U8) -> Chunk:
     d = blocks[..., field].copy().view("<f2")[..., 0]
     # a sign is the scale's, not an error, but the codecs of Sherry's types refuse one
     blocks[..., field] = np.where(np.isfinite(d), np.abs(d), 0).astype("<f2")[..., None].view(np.uint8)
-    t, _ = _UNPACK[name](blocks.reshape(len(rows), -1))
+    t, _ = BY_NAME[name].unpack(blocks.reshape(len(rows), -1))
     t.reshape(*d.shape, -1)[~np.isfinite(d)] = 0
     return Chunk(t, d)

@@ -150,8 +150,9 @@ def _refusals(found: Sequence[Typed]) -> list[str]:
             said.append(f"it takes id {type_id} for Q2_0, but these {_tensors(n)} are {name}")
     doubtful = [typed.tensor for typed in found if typed.problem and typed.tensor.type_id in upstream_types()]
     if doubtful:
-        n, first = _tensors(len(doubtful)), doubtful[0].name
-        said.append(f"the bytes of {n} may not be what it takes them for, the first is {first}")
+        said.append(
+            f"the bytes of {_tensors(len(doubtful))} may not be what it takes them for, the first is {doubtful[0].name}"
+        )
     long = [typed.tensor.name for typed in found if len(typed.tensor.name.encode()) > _LONGEST_STOCK_NAME]
     if long:
         said.append(f"names may have {_LONGEST_STOCK_NAME} bytes, that of {long[0]} is longer")

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sherry_gguf.blocks import grid_codes
+from sherry_gguf.exact import BY_NAME
 from sherry_gguf.files.codecs import Chunk, read_chunks
 from sherry_gguf.files.header import Header
-from sherry_gguf.files.types import SHERRY, STQ1_0, Typed
+from sherry_gguf.files.types import Typed
 from sherry_gguf.format import CODES, GROUP
 from sherry_gguf.groups import GROUPS, RUN, to_fours
 
@@ -24,7 +25,6 @@ GRIDS: Final = {"consecutive": "consecutive fours", "stride16": "stride 16"}
 DENSE: Final = "dense ternary"
 EMPTY: Final = "all zero"
 _MOST_GROUPS = 0.99  # a few damaged groups do not make another grid (sherry_gguf.grid)
-_OWN_GROUPS = {SHERRY.name: "consecutive", STQ1_0.name: "stride16"}
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Measured:
 def measure(typed: Typed, header: Header) -> Measured:
     """Reads the tensor of a type in ``codecs.TERNARY`` once. Memory: a few times a chunk."""
     assert typed.type is not None
-    own = _OWN_GROUPS.get(typed.type.name)
+    own = BY_NAME[typed.type.name].groups
     codes = None if own is None else np.zeros(CODES, dtype=np.int64)
     found = Measured(True, dict.fromkeys(GRIDS, 0), dict.fromkeys(GRIDS, 0), codes, Scales(), 0, "")
     sharing = _Sharing(typed.type.block, typed.tensor.row)

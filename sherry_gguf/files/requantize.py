@@ -28,6 +28,7 @@ from sherry_gguf.files.types import (
     upstream_types,
 )
 from sherry_gguf.gguf_types import use_exact_q4_0
+from sherry_gguf.groups import Groups
 from sherry_gguf.weight_check import count_changed, holds
 
 OUTTYPES = tuple(kind.name.lower() for kind in EXACT_TYPES)
@@ -35,6 +36,12 @@ OUTTYPES = tuple(kind.name.lower() for kind in EXACT_TYPES)
 _SHERRY_TYPES: dict[str, tuple[int, Callable[[F32], U8]]] = {
     SHERRY.name: (sherry.TYPE_ID, blocks.pack_exact),
     STQ1_0.name: (stq1_0.TYPE_ID, stq1_0.pack_exact),
+}
+_LARGEST_SCALE = float(np.finfo(np.float16).max)  # Q4_0 reaches 8 times that
+_ONE_ZERO: dict[Groups | None, str] = {
+    None: "",
+    "consecutive": ", and one zero in every 4 neighbours",
+    "stride16": ", and one zero in every 4 weights 16 apart",
 }
 _MAY_BE_DENSE = "Q4_0"  # a type of any weights: tensors of it that are not ternary are left alone
 
@@ -64,8 +71,8 @@ def requantize(
 
     outfile: default beside the file, named after it and the type. Metadata and other tensors keep their bytes, but for
     general.file_type where it is that of a type that goes, and sherry.format_version, which belongs to SHERRY. Nothing
-    is written where there is nothing to do. Raises SherryError, and then leaves all files as they were, for the first
-    tensor that outtype would change. Memory: a few times 4 M weights, or a row.
+    is written where there is nothing to do. Raises SherryError, and then leaves all files as they were, if outtype
+    would change a weight. Memory: a few times 4 M weights, or a row.
     """
     kind = BY_NAME[outtype.upper()]
     wanted = Type(kind.name, kind.block, kind.block_bytes)
@@ -78,11 +85,10 @@ def requantize(
     members = [typed for typed in ternary if typed.type != wanted]
     if not members:
         return Requantized(None, kind.name, len(ternary))
-    for typed in tqdm(members, desc="Checking", unit="tensor", disable=not progress):
-        _require_exact(typed, kind, header)
-
     target = outfile or file.with_name(f"{file.stem}-{kind.name}{file.suffix}")
     require_free(target, force)
+    _require_exact(members, kind, header, progress)
+
     replaced = {typed.tensor.name: (_type_id(kind), wanted) for typed in members}
     has_sherry = kind.name == SHERRY.name or any(t.type == SHERRY and t.tensor.name not in replaced for t in found)
     entries = new_entries(header, _new_file_type(header, members, kind), has_sherry)
@@ -118,29 +124,52 @@ def _is_ternary(typed: Typed, header: Header) -> bool:
     return True
 
 
-def _require_exact(typed: Typed, kind: ExactType, header: Header) -> None:
-    k = typed.tensor.row
+def _require_exact(members: Sequence[Typed], kind: ExactType, header: Header, progress: bool) -> None:
+    """SherryError if the type would change a weight: the first tensor by name, all by number, and the way out."""
+    members = list(members)
+    changed = [
+        _count_changed(typed, kind, header)
+        for typed in tqdm(members, desc="Checking", unit="tensor", disable=not progress)
+    ]
+    if not any(changed):
+        return
+    first, n = next((typed, n) for typed, n in zip(members, changed, strict=True) if n)
+    k = first.tensor.row
     if k % kind.block:
         what = f"rows of {k} weights do not fit {kind.name}"
     else:
-        changed = sum(
-            count_changed(chunk.weights, kind) for chunk in read_chunks(typed, header) if not holds(chunk.weights, kind)
-        )
-        if not changed:
-            return
-        what = f"{changed:,} of {typed.tensor.weights:,} weights do not fit {kind.name} and would change"
-    fit = [other.name.lower() for other in EXACT_TYPES if other is not kind and _holds(typed, other, header)]
-    way_out = f"--outtype {' or '.join(fit)} holds this tensor" if fit else "no other type here holds this tensor"
-    grid = f", and one zero in every group of four ({kind.groups})" if kind.groups else ""
+        what = f"at least {n:,} of {first.tensor.weights:,} weights do not fit {kind.name} and would change"
+    fitting = [
+        other.name.lower()
+        for other in EXACT_TYPES
+        if other is not kind and all(_holds(typed, other, header) for typed in members)
+    ]
     raise SherryError(
-        f"{_place(typed, header)}: {what}: its blocks have {kind.block} weights and one scale{grid}; {way_out}"
+        f"{_place(first, header)}: {what}: its blocks have {kind.block} weights and one scale{_ONE_ZERO[kind.groups]}; "
+        f"{np.count_nonzero(changed)} of {len(members)} tensors do not fit, with {sum(changed):,} of "
+        f"{sum(typed.tensor.weights for typed in members):,} weights; "
+        + (f"all fit --outtype {' or '.join(fitting)}" if fitting else "no one type holds all of them")
     )
+
+
+def _count_changed(typed: Typed, kind: ExactType, header: Header) -> int:
+    """The weights of a tensor that the type changes at least: all where rows are no whole blocks."""
+    if typed.tensor.row % kind.block:
+        return typed.tensor.weights
+    chunks = (chunk.weights for chunk in read_chunks(typed, header))
+    return sum(
+        max(count_changed(weights, kind), int(np.count_nonzero(np.abs(weights) > _LARGEST_SCALE)))
+        for weights in chunks
+        if not _fits(weights, kind)
+    )
+
+
+def _fits(weights: F32, kind: ExactType) -> bool:
+    return holds(weights, kind) and bool(np.abs(weights).max() <= _LARGEST_SCALE)
 
 
 def _holds(typed: Typed, kind: ExactType, header: Header) -> bool:
-    return typed.tensor.row % kind.block == 0 and all(
-        holds(chunk.weights, kind) for chunk in read_chunks(typed, header)
-    )
+    return all(_fits(chunk.weights, kind) for chunk in read_chunks(typed, header))
 
 
 def _place(typed: Typed, header: Header) -> str:

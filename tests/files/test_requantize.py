@@ -159,9 +159,11 @@ def test_refused(file, parts, kind):
     with pytest.raises(SherryError) as caught:
         requantize(file, new)
     said = str(caught.value)
-    n = count_by_hand(weights, BY_NAME[new.upper()])
-    assert said.startswith(f"{file}: blk.0.attn_q.weight: {n:,} of {weights.size:,} weights do not fit {new.upper()}")
-    assert said.endswith(f"; --outtype {held} holds this tensor")
+    kind = BY_NAME[new.upper()]
+    n, in_one_row = count_by_hand(weights, kind), count_by_hand(weights[:1], kind)
+    assert said.startswith(f"{file}: blk.0.attn_q.weight: at least {n:,} of {weights.size:,} weights do not fit")
+    assert f"; 3 of 3 tensors do not fit, with {2 * n + in_one_row:,} of {25 * K:,} weights; " in said
+    assert said.endswith(f"; all fit --outtype {held}")
     assert file.read_bytes() == content
     assert list(file.parent.iterdir()) == [file]
 
@@ -188,16 +190,16 @@ def count_by_hand(weights, kind):
 
 def test_rows_that_do_not_fit(file, parts):
     file.write_bytes(parts.gguf_bytes([("a", (384, 8), 512, parts.sherry_blocks(8, 384))]))
-    with pytest.raises(SherryError, match="a: rows of 384 weights do not fit TQ1_0.*--outtype q2_0 or q4_0 holds"):
+    said = r"a: rows of 384 weights do not fit TQ1_0.*; all fit --outtype sherry or q2_0 or q4_0"
+    with pytest.raises(SherryError, match=said):
         requantize(file, "tq1_0")
 
 
-def test_no_type_holds_it(file, parts):
-    """A scale per 32 that no coarser type has, off every grid."""
-    t = np.random.default_rng(0).integers(-1, 2, (4, 64)).astype(np.float32)
-    weights = t * np.repeat(np.arange(1, 9, dtype=np.float32).reshape(4, 2), 32, axis=1)
-    file.write_bytes(parts.gguf_bytes([("a", (64, 4), 2, pack("Q4_0", weights))]))
-    with pytest.raises(SherryError, match="of 256 weights do not fit Q2_0 .*no other type here holds this tensor"):
+def test_no_type_holds_all(file, parts):
+    """Q4_0 has magnitudes that are 8 times the largest scale."""
+    block = b"\xff\x7b" + b"\x80" * 16  # 65504 * 0 and 65504 * -8
+    file.write_bytes(parts.gguf_bytes([("a", (64,), 2, block * 2)]))
+    with pytest.raises(SherryError, match=r"a: at least 32 of 64 weights do not fit Q2_0 .*; no one type holds all of"):
         requantize(file, "q2_0")
 
 
