@@ -70,8 +70,9 @@ def retag(file: Path, to: str, outfile: Path | None = None, *, in_place: bool = 
         return Retagged(None, wanted.name, type_id, 0, len(members))
     _require_readable(with_ids(header, ids), found)
 
-    # through a link, so that the link stays one
-    target = file.resolve() if in_place else outfile or file.with_name(f"{file.stem}-id{type_id}{file.suffix}")
+    target = outfile or file.with_name(f"{file.stem}-id{type_id}{file.suffix}")
+    if in_place:
+        target = file.resolve() if file.is_symlink() else file  # a link stays one
     require_free(target, force or in_place)
     with temporary_beside(target) as temporary:
         shutil.copyfile(file, temporary)
