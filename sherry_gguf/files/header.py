@@ -112,7 +112,7 @@ def read_header(path: Path) -> Header:
     """
     with naming(str(path)):
         if not path.is_file():
-            raise SherryError("no such file")
+            raise SherryError("is no file" if path.exists() else "no such file")
         if not path.stat().st_size:
             raise SherryError("is empty, no GGUF file")
         data = np.memmap(path, dtype=np.uint8, mode="r")

@@ -136,7 +136,7 @@ def _oddities(found: Sequence[Typed]) -> list[str]:
         elif type_id > LAST_UPSTREAM_ID and name != UNKNOWN:
             said.append(f"id {type_id} ({_tensors(n)}): the bytes are those of {name}")
         elif name == UNKNOWN:
-            said.append(f"id {type_id} ({_tensors(n)}): unknown, and of another size than STQ1_0 or SHERRY")
+            said.append(f"id {type_id} ({_tensors(n)}): unknown, and neither STQ1_0 nor SHERRY by its bytes")
     return said + [f"{typed.tensor.name}: {typed.problem}" for typed in found if typed.problem]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sherry_gguf.errors import SherryError
@@ -41,7 +41,8 @@ def rename_durably(temporary: Path, target: Path) -> None:
     """Put the new file in target's place at once: whenever the machine stops, there is the old or the new one."""
     _sync(temporary)
     os.replace(temporary, target)
-    _sync(target.parent)
+    with suppress(OSError):  # not every file system can do this for a directory, and the file is there
+        _sync(target.parent)
 
 
 def _sync(path: Path) -> None:

@@ -188,7 +188,7 @@ codes of SHERRY (id 512), percent of 512 groups (1/32 is 3.125):
   16..23  2.539  2.539  3.906  3.125  2.734  4.102  3.516  5.078
   24..31  2.930  2.148  2.930  3.516  2.148  3.516  2.734  1.953
 id 42 (2 tensors): STQ1_0, as in its first files; the id is Q2_0's since
-id 97 (1 tensor): unknown, and of another size than STQ1_0 or SHERRY
+id 97 (1 tensor): unknown, and neither STQ1_0 nor SHERRY by its bytes
 id 512 (1 tensor): SHERRY, a private id of this project
 llama.cpp without the patch, at the pin: refuses or misreads the file, as it takes id 42 for Q2_0, but these 2 tensors are STQ1_0; it does not know id 97 (unknown, 1 tensor); it does not know id 512 (SHERRY, 1 tensor)
 """  # noqa: E501
@@ -225,7 +225,7 @@ def test_golden_json(parts, tmp_path):
         "all": {"tensors": 6, "weights": 11364, "bytes": 6144, "bits_per_weight": 8 * 6144 / 11364},
         "oddities": [
             "id 42 (2 tensors): STQ1_0, as in its first files; the id is Q2_0's since",
-            "id 97 (1 tensor): unknown, and of another size than STQ1_0 or SHERRY",
+            "id 97 (1 tensor): unknown, and neither STQ1_0 nor SHERRY by its bytes",
             "id 512 (1 tensor): SHERRY, a private id of this project",
         ],
         "stock_llama_cpp": {
