@@ -20,6 +20,9 @@ COMMANDS = {
         "print the path of a built program or of the patched source",
     ),
     "train": ("sherry_gguf.train.cli", "train a Sherry model, with Arenas (needs the extra `train`)"),
+    "inspect": ("sherry_gguf.files.inspect_cli", "show what a GGUF file holds, and whether llama.cpp reads it"),
+    "retag": ("sherry_gguf.files.retag_cli", "change the type ids of a GGUF's Sherry tensors"),
+    "requantize": ("sherry_gguf.files.requantize_cli", "store a GGUF's ternary tensors in another type, exactly"),
     "parity": ("sherry_gguf.parity.cli", "compare a GGUF in llama.cpp with its checkpoint in PyTorch"),
 }
 

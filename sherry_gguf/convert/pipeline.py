@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +18,7 @@ from sherry_gguf.convert.settle import settle
 from sherry_gguf.convert.types import OUTPUT, TypeChoice
 from sherry_gguf.convert.verify import verify as verify_file
 from sherry_gguf.errors import SherryError
+from sherry_gguf.files.outfile import rename_durably, require_free, temporary_beside
 from sherry_gguf.gguf_types import use_exact_q4_0
 from sherry_gguf.groups import Groups
 from sherry_gguf.quantize import Granularity
@@ -59,7 +58,7 @@ def convert(
     if metadata is not None and not metadata.is_file():
         raise SherryError(f"{metadata}: no such file (--metadata)")
     if outfile is not None:
-        _require_free(outfile, force or dry_run)
+        require_free(outfile, force or dry_run)
     llama_cpp.use_pinned_gguf()
     use_library_quantizers(types.library_types())
     use_exact_q4_0()
@@ -78,26 +77,19 @@ def convert(
     if dry_run:
         return report
 
-    _require_free(target, force)
-    with _temporary_beside(target) as temporary:
+    require_free(target, force)
+    with temporary_beside(target) as temporary:
         with _upstream_errors(model):
             _write(instance, temporary, progress)
             if verify:
                 as_trained = open_model(replace(job, as_trained=True, losses={}), target)
                 report = replace(report, verdict=verify_file(temporary, as_trained, progress))
-        os.replace(temporary, target)
+        rename_durably(temporary, target)
     return report
 
 
 def _directory_for(model: Path) -> Path:
     return model if model.is_dir() else model.parent
-
-
-def _require_free(outfile: Path, force: bool) -> None:
-    if outfile.exists() and not outfile.is_dir() and not force:
-        raise SherryError(f"{outfile} exists; choose another --outfile, or replace it with --force")
-    if not outfile.parent.is_dir():
-        raise SherryError(f"{outfile.parent} is no directory; create it, or choose another --outfile")
 
 
 def _write(instance: Any, path: Path, progress: bool) -> None:
@@ -106,24 +98,6 @@ def _write(instance: Any, path: Path, progress: bool) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file(progress=progress)
     writer.close()
-
-
-@contextmanager
-def _temporary_beside(target: Path) -> Iterator[Path]:
-    """A new file in target's directory, removed unless it was renamed."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    except OSError as error:
-        raise SherryError(f"{target.parent}: cannot write there, {error.strerror}; choose another --outfile") from error
-    os.close(handle)
-    # mkstemp makes files that only their owner may read; a model gets what any new file would get
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(name, 0o666 & ~umask)
-    try:
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,0 +1,11 @@
+"""GGUF files as they are found: what is in them, and changes that lose nothing.
+
+    header      what a file says about itself, taken from its bytes
+    types       which type a tensor really has: ids lie, the spans of bytes do not
+    outfile     new files that are complete or absent
+    inspect     what a file holds
+    retag       other type ids over the same bytes
+    requantize  the same weights in other types
+
+None of it needs the pinned llama.cpp, or opens a file with ``gguf.GGUFReader``, which trusts the ids.
+"""
