@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps (default: those of docs/training.md)")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="some of the methods (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=5, help="of timing files")
     args = parser.parse_args()
     STAGES[args.stage](args)
 

@@ -218,7 +218,7 @@ def test_evidence_training(repository, training_work):
     assert (training_work / "latents.png").is_file()
 
     # two numbers of one model: 8-bit activations and embeddings, and the flat logits of a model that knows nothing
-    output = run(repository, "evidence_training.py", "files", *arguments)
+    output = run(repository, "evidence_training.py", "files", *arguments, "--rounds", 1)
     rows = re.findall(r"^\| (\w+)-(\w+) \| ([\d.]+) \| [\d,]+ \| ([\d.]+) \| \d+ \| \d+ \|$", output, re.M)
     types = {method: (name, bits) for method, name, bits, _ in rows}
     assert types == {"sherry": ("SHERRY", "1.375"), "tequila": ("TQ2_0", "2.062"), "binary": ("Q1_0", "1.125")}

@@ -28,7 +28,6 @@ from . import methods
 _TYPES = {"absmean": ("TQ2_0", "TQ1_0"), "twn": ("TQ2_0",), "tequila": ("TQ2_0",), "binary": ("Q1_0",), FLOAT: ("F16",)}
 _SHERRY = "sherry"
 _TESTS = "pp512,tg128"
-ROUNDS = 5
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     for method, seed, directory in methods.finished(args.work, args.seeds[:1]):
         if method.name == method.method:  # of each method its first form
             files += _write(build, directory, method.method, args.work / "files" / f"{method.name}-seed{seed}")
-    speeds = _speeds(files, args.work / "files" / "speed.json")
+    speeds = _speeds(files, args.rounds, args.work / "files" / "speed.json")
     print("| file | bits per weight | bytes | perplexity in llama.cpp | pp512 | tg128 |\n|---|---|---|---|---|---|")
     for file in files:
         bits, prompt, generated = speeds[file.name]
@@ -101,11 +100,11 @@ def _perplexity(build: llama_cpp.Build, file: Path, texts: sotu.Texts) -> float:
     raise SystemExit(f"{file}: llama-perplexity gives no estimate")
 
 
-def _speeds(files: list[Path], figures: Path) -> dict[str, tuple[float, float, float]]:
+def _speeds(files: list[Path], rounds: int, figures: Path) -> dict[str, tuple[float, float, float]]:
     """File name -> bits per weight of the linear layers, and tokens per second of both tests."""
     models = [part for file in files for part in ("--model", file)]
     bench = Path(__file__).parents[1] / "bench_llama.py"
-    _call(sys.executable, bench, *models, "--tests", _TESTS, "--rounds", ROUNDS, "--json", figures)
+    _call(sys.executable, bench, *models, "--tests", _TESTS, "--rounds", rounds, "--json", figures)
     speeds: dict[str, tuple[float, float, float]] = {}
     results = {(row["model"], row["test"]): row for row in json.loads(figures.read_text())["results"]}
     for file in files:
