@@ -79,7 +79,7 @@ static bool ggml_stq1_settle_ids(std::vector<Info> & infos, uint64_t alignment, 
         return false;
     }
     if (n_stq1 > 0) {
-        GGML_LOG_INFO("%s: %zu tensors of type 42 have the size of STQ1_0, which they are taken for\n", __func__, n_tensors);
+        GGML_LOG_INFO("%s: tensors of type 42 have the size of STQ1_0, which they are taken for: %zu\n", __func__, n_tensors);
         for (Info & info : infos) {
             if (info.t.type == GGML_TYPE_Q2_0) {
                 info.t.type  = GGML_TYPE_STQ1_0;
