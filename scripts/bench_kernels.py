@@ -403,9 +403,8 @@ def main() -> int:
         description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kernels", nargs="+", metavar="NAME", help="of SHERRY: tile-ISA, row-ISA (default: all)")
-    parser.add_argument(
-        "--types", nargs="*", default=["stq1_0", "tq2_0", "tq1_0", "q4_0", "q8_0"], metavar="TYPE", help="others' vec_dot"
-    )
+    others = ["stq1_0", "tq2_0", "tq1_0", "q4_0", "q8_0"]
+    parser.add_argument("--types", nargs="*", default=others, metavar="TYPE", help="other types' vec_dot")
     parser.add_argument("--rows", type=int, default=128, help="of each thread's matrix, a multiple of 32 (128)")
     parser.add_argument("--length", type=int, default=4096, help="weights in a row, a multiple of 256 (4096)")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4], help="columns of activations (1 and 4)")

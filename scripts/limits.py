@@ -3,7 +3,8 @@
     loops = Loops(threads)
     limits(loops)  ->  {"dram_gb_s": of all threads together, "int8_gmac_s": of one core, "int8_with": instructions, ..}
 
-The loops (loops.c, and stq1_by_block.c beside them) are compiled for this machine with CC, or cc: calls from Python would cost as much as a row.
+The loops (loops.c, and a kernel beside them, stq1_by_block.c) are compiled for this machine with CC, or cc: calls from
+Python would cost as much as a row.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""STQ1_0 row by row for bench_kernels.py: by its own vec_dot, and as its public kernel is described (stq1_by_block.c)."""
+"""STQ1_0 row by row for bench_kernels.py: by its vec_dot, and as its public kernel is described (stq1_by_block.c)."""
 
 from __future__ import annotations
 

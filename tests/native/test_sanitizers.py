@@ -227,7 +227,12 @@ def runs_here(name: str) -> bool:
 def compile_and_run(source: Path, compiler: list[str], folder: Path, flags: list[str]) -> None:
     (folder / "main.c").write_text(MAIN, encoding="ascii")
     ggml = source / "ggml"
-    sources = [folder / "main.c", ggml / "src/ggml-sherry.c", ggml / "src/ggml-stq1.c", *sorted((ggml / "src/ggml-cpu/sherry").glob("*.c"))]
+    sources = [
+        folder / "main.c",
+        ggml / "src/ggml-sherry.c",
+        ggml / "src/ggml-stq1.c",
+        *sorted((ggml / "src/ggml-cpu/sherry").glob("*.c")),
+    ]
     includes = [f"-I{ggml / name}" for name in ("include", "src", "src/ggml-cpu")]
     command = [*compiler, *SANITIZE, *flags, *includes, *sources, "-o", folder / "check", "-lm"]
     subprocess.run([str(part) for part in command], check=True)

@@ -161,8 +161,9 @@ def test_contradictions_are_refused(reader: Reader, capfd: Any) -> None:
 def test_what_has_neither_size_is_refused(reader: Reader, capfd: Any) -> None:
     data = make([((256, 3), Q2_0, F32), ((16,), F32, F32)])
     assert reader.types(data) is None
-    assert "tensor 'tensor0' of type 42 takes 3072 bytes of the file: neither the 224 of Q2_0 nor the 128 of STQ1_0" in (
-        capfd.readouterr().err
+    assert (
+        "tensor 'tensor0' of type 42 takes 3072 bytes of the file: neither the 224 of Q2_0 nor the 128 of STQ1_0"
+        in (capfd.readouterr().err)
     )
     assert reader.types(make([*OLD, ((5,), F32, F32)])) is not None
     assert reader.types(make([*OLD, ((5,), F32, F32)], offsets=[0, 128, 192, 0])) is None

@@ -93,9 +93,7 @@ def test_weights_on_the_grid_come_back(
             np.testing.assert_array_equal(tensor.data, values, err_msg=name)
 
 
-def test_rows_that_do_not_fit(
-    runtime: llama_cpp.Build, pinned_gguf: Any, f32_file: Path, tmp_path: Path
-) -> None:
+def test_rows_that_do_not_fit(runtime: llama_cpp.Build, pinned_gguf: Any, f32_file: Path, tmp_path: Path) -> None:
     """Rows of 384: a mix falls back, a type asked for by name is refused."""
     source = tmp_path / "odd.gguf"
     reader = pinned_gguf.GGUFReader(f32_file)
