@@ -6,6 +6,7 @@
 First it checks: with scales of 1 a kernel gives integers, and they equal the NumPy oracle's (sherry_gguf.blocks).
 Then it times, in a loop in C, a matrix times a few columns of activations, as ggml's matrix product calls the kernel:
 tile-* over tiles of 32 rows with look-up tables made beforehand, row-* and the other types' vec_dot row by row.
+Of STQ1_0 there is one more, row-stq1_0-by-block: the public way (stq1_by_block.c). Tiles of it are those of SHERRY.
 (ggml has kernels for tiles of other types too; they are not callable one by one: bench_llama.py has them.)
 
 Every thread has a matrix of its own. The default, 128 rows of 4096, stays in the second-level cache: it is the kernel
@@ -31,6 +32,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from limits import Loops, limits, limits_line, machine
+from stq1_rows import stq1_rows
 
 from sherry_gguf import blocks, llama_cpp
 from sherry_gguf.errors import SherryError
@@ -324,7 +326,8 @@ class Bench:
                 kernel = self.row_kernel(name, "sherry", rows[name], *data)
             self.check(kernel)
             out.append(kernel)
-        return out + [self.peer(name) for name in types]
+        others = (stq1_rows(self) if name == "stq1_0" else [self.peer(name)] for name in types)
+        return out + [kernel for some in others for kernel in some]
 
     def sampler(self, kernel: Kernel, tokens: int) -> Callable[[], float]:
         """A function that takes one sample: weights times tokens per second."""
@@ -385,13 +388,13 @@ def print_results(results: list[dict[str, Any]], measured: dict[str, Any]) -> No
     print(limits_line(measured))
     dram, int8 = measured["dram_gb_s"], measured["int8_gmac_s"] * measured["threads"]
     for tokens in dict.fromkeys(result["tokens"] for result in results):
-        print(f"\n{f'tokens: {tokens}':12} {'Gweights/s':>11} {'best':>7} {'of int8':>8} {'GB/s':>7} {'of memory':>10}")
+        print(f"\n{f'tokens: {tokens}':20} {'Gweights/s':>11} {'best':>7} {'of int8':>8} {'GB/s':>7} {'of memory':>10}")
         for result in results:
             if result["tokens"] == tokens:
                 rate, best, bytes_rate = result["gweights_s"], result["gweights_s_best"], result["gb_s"]
                 tables = f"   tables: {result['tables_ns']:.0f} ns for 128 activations" if "tables_ns" in result else ""
                 shares = f"{rate / int8:8.0%} {bytes_rate:7.1f} {bytes_rate / dram:10.0%}"
-                print(f"{result['kernel']:12} {rate:11.2f} {best:7.2f} {shares}{tables}")
+                print(f"{result['kernel']:20} {rate:11.2f} {best:7.2f} {shares}{tables}")
 
 
 def main() -> int:
@@ -400,9 +403,8 @@ def main() -> int:
         description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kernels", nargs="+", metavar="NAME", help="of SHERRY: tile-ISA, row-ISA (default: all)")
-    parser.add_argument(
-        "--types", nargs="*", default=["tq2_0", "tq1_0", "q4_0", "q8_0"], metavar="TYPE", help="other types' vec_dot"
-    )
+    others = ["stq1_0", "tq2_0", "tq1_0", "q4_0", "q8_0"]
+    parser.add_argument("--types", nargs="*", default=others, metavar="TYPE", help="other types' vec_dot")
     parser.add_argument("--rows", type=int, default=128, help="of each thread's matrix, a multiple of 32 (128)")
     parser.add_argument("--length", type=int, default=4096, help="weights in a row, a multiple of 256 (4096)")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4], help="columns of activations (1 and 4)")

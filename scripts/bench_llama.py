@@ -48,7 +48,7 @@ from limits import Loops, dram_gb_s, limits, limits_line, machine
 from sherry_gguf import llama_cpp
 from sherry_gguf.errors import SherryError
 
-TYPES = ("SHERRY", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "Q4_0", "Q8_0")
+TYPES = ("SHERRY", "STQ1_0", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "Q4_0", "Q8_0")
 REFERENCE = "TQ2_0"
 EMBEDDINGS, OUTPUT = "Q4_K", "Q6_K"
 VOCABULARY = 32000
@@ -337,7 +337,7 @@ def plot(pyplot: Any, results: list[dict[str, Any]], by_file: bool, title: str, 
     figure, panels = pyplot.subplots(1, len(tests), figsize=(1 + 4.5 * len(tests), 4.5), squeeze=False)
     for panel, test in zip(panels[0], tests, strict=True):
         rows = [result for result in results if result["test"] == test]
-        colors = ["tab:orange" if row["type"] == "SHERRY" else "tab:blue" for row in rows]
+        colors = ["tab:orange" if row["type"] in ("SHERRY", "STQ1_0") else "tab:blue" for row in rows]
         bars = panel.bar(range(len(rows)), [row["tok_s"] for row in rows], color=colors)
         panel.bar_label(bars, fmt="%.1f", fontsize=8)
         panel.set_xticks(range(len(rows)), [row[label] for row in rows], rotation=45, ha="right", fontsize=8)

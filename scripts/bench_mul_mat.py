@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The rate of ggml's whole matrix product, MUL_MAT, for SHERRY in tiles and in rows, and for other types.
+"""The rate of ggml's whole matrix product, MUL_MAT, for SHERRY and STQ1_0 in tiles and in rows, and for other types.
 
     python scripts/bench_mul_mat.py [--types tq2_0 ...] [--tokens 1 256] [--rows 4096] [--length 4096] [--threads 2]
 
@@ -89,24 +89,34 @@ class Product:
 
 
 def products(ggml: Ggml, types: list[str], rows: int, length: int, tokens: int, threads: int) -> list[Product]:
-    """SHERRY in tiles and in rows, and the other types, each compared with NumPy's product of its weights."""
+    """SHERRY and STQ1_0 in tiles and in rows, compared with NumPy's product of their weights, and the other types."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, CODES, (rows, length // GROUP), dtype=np.uint8)
     sherry = blocks.pack(codes, rng.uniform(0.01, 0.03, (rows, length // BLOCK)).astype(np.float32))
     weights = blocks.dequantize(sherry)
     x = rng.standard_normal((tokens, length)).astype(np.float32)
-    expected = x @ weights.T
+    ours = {"sherry": sherry, "stq1_0": ggml.quantize(ggml.type_id("stq1_0"), weights)}
     out = []
-    for name in ("sherry in tiles", "sherry in rows", *types):
-        ours = name.startswith("sherry")
-        packed = sherry if ours else ggml.quantize(ggml.type_id(name), weights)
-        product = Product(ggml, name, packed, x, name == "sherry in tiles", threads)
-        product.seconds(1)
-        error = np.abs(product.result() - expected).max() / np.abs(expected).max()
-        if ours and error > WORST_ERROR:
-            raise SherryError(f"{name}: results are {error:.0%} off")
-        out.append(product)
+    for name, packed in ours.items():
+        expected = x @ dequantize(ggml, name, packed, length).T
+        for place in ("tiles", "rows"):
+            product = Product(ggml, f"{name} in {place}", packed, x, place == "tiles", threads)
+            product.seconds(1)
+            error = np.abs(product.result() - expected).max() / np.abs(expected).max()
+            if error > WORST_ERROR:
+                raise SherryError(f"{product.name}: results are {error:.0%} off")
+            out.append(product)
+    for name in types:
+        out.append(Product(ggml, name, ggml.quantize(ggml.type_id(name), weights), x, False, threads))
+        out[-1].seconds(1)
     return out
+
+
+def dequantize(ggml: Ggml, name: str, packed: npt.NDArray[np.uint8], length: int) -> F32:
+    weights = np.empty((len(packed), length), np.float32)
+    pointers = ctypes.c_void_p(packed.ctypes.data), ctypes.c_void_p(weights.ctypes.data)
+    getattr(ggml.base, f"dequantize_row_{name}")(*pointers, ctypes.c_int64(weights.size))
+    return weights
 
 
 def measure(jobs: list[Product], samples: int) -> list[dict[str, Any]]:

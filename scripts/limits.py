@@ -3,7 +3,8 @@
     loops = Loops(threads)
     limits(loops)  ->  {"dram_gb_s": of all threads together, "int8_gmac_s": of one core, "int8_with": instructions, ..}
 
-The loops (loops.c) are compiled for this machine with CC, or cc: calls from Python would cost as much as a row.
+The loops (loops.c, and a kernel beside them, stq1_by_block.c) are compiled for this machine with CC, or cc: calls from
+Python would cost as much as a row.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 
 from sherry_gguf.errors import SherryError
 
-SOURCE = Path(__file__).with_name("loops.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("loops.c", "stq1_by_block.c")]
 MEMORY_BYTES = 512 << 20  # no cache holds a part of it that matters
 INT8_TURNS = 1 << 20
 
@@ -54,7 +55,7 @@ class Loops:
     def _compile(self, library: Path) -> None:
         error = ""
         for native in ("-march=native", "-mcpu=native"):  # compilers for Arm differ in which one they know
-            command = [*self.compiler, "-O3", native, "-shared", "-fPIC", str(SOURCE), "-o", str(library)]
+            command = [*self.compiler, "-O3", native, "-shared", "-fPIC", *map(str, SOURCES), "-o", str(library)]
             try:
                 done = subprocess.run(command, capture_output=True, text=True)
             except OSError:
@@ -62,7 +63,7 @@ class Loops:
             if done.returncode == 0:
                 return
             error = error or done.stderr.strip()
-        raise SherryError(f"{SOURCE.name} does not compile: {error}")
+        raise SherryError(f"{SOURCES[0].name} does not compile: {error}")
 
     def seconds(self, name: str, parts: list[tuple[Any, ...]]) -> float:
         """Run the loop ``name`` with the arguments of each part in a thread of its own, all at once (ctypes lets go of

@@ -52,7 +52,7 @@ def test_bench_kernels(repository, tmp_path):
     file = tmp_path / "figures.json"
     # 96 rows: fewer than the rows that are checked, and tiles that fill no call; 3 and 5 tokens: the same
     shape = ["--rows", 96, "--length", 512, "--tokens", 1, 3, 5, "--threads", 2, "--samples", 2]
-    output = run(repository, "bench_kernels.py", *shape, "--types", "tq2_0", "q4_0", "--json", file)
+    output = run(repository, "bench_kernels.py", *shape, "--types", "stq1_0", "tq2_0", "q4_0", "--json", file)
 
     figures = json.loads(file.read_text())
     assert figures["machine"]["cpu"]
@@ -65,10 +65,10 @@ def test_bench_kernels(repository, tmp_path):
         assert ("tables_ns" in result) == result["kernel"].startswith("tile-")
         assert result["kernel"] in output
     # which others there are depends on the machine
-    assert by_kernel.keys() >= {"tile-generic", "row-generic", "row-tq2_0", "row-q4_0"}
+    assert by_kernel.keys() >= {"tile-generic", "row-generic", "row-stq1_0", "row-tq2_0", "row-q4_0"}
     assert all(tokens == [1, 3, 5] for tokens in by_kernel.values())
     bits = {result["type"]: result["bpw"] for result in figures["results"]}
-    assert bits == {"sherry": 8 * BLOCK_BYTES / BLOCK, "tq2_0": 2.0625, "q4_0": 4.5}
+    assert bits == {"sherry": 8 * BLOCK_BYTES / BLOCK, "stq1_0": 1.3125, "tq2_0": 2.0625, "q4_0": 4.5}
 
 
 @pytest.mark.runtime
@@ -78,7 +78,7 @@ def test_bench_mul_mat(repository, tmp_path):
     sizes = ["--rows", "100", "--length", "256", "--tokens", "1", "20", "--threads", "2", "--samples", "1"]
     output = run(repository, "bench_mul_mat.py", *sizes, "--types", "tq2_0", "--json", file)
     results = json.loads(file.read_text())["results"]
-    names = ["sherry in tiles", "sherry in rows", "tq2_0"]
+    names = ["sherry in tiles", "sherry in rows", "stq1_0 in tiles", "stq1_0 in rows", "tq2_0"]
     assert [(r["kernel"], r["tokens"]) for r in results] == [(name, n) for n in (1, 20) for name in names]
     assert all(r["gmac_s"] > 0 and r["kernel"] in output for r in results)
 
@@ -109,7 +109,8 @@ def test_bench_llama(repository, tmp_path):
     figures = json.loads(file.read_text())
     assert figures["machine"]["cpu"]
     check_limits(figures["limits"], threads=2)
-    bits = {"SHERRY": 1.375, "TQ1_0": 1.6875, "TQ2_0": 2.0625, "Q1_0": 1.125, "Q2_0": 2.25, "Q4_0": 4.5, "Q8_0": 8.5}
+    bits = {"SHERRY": 1.375, "STQ1_0": 1.3125, "TQ1_0": 1.6875, "TQ2_0": 2.0625}
+    bits |= {"Q1_0": 1.125, "Q2_0": 2.25, "Q4_0": 4.5, "Q8_0": 8.5}
     ran = [(result["test"], result["type"]) for result in figures["results"]]
     assert ran == [(test, name) for test in ("pp16", "tg4", "tg2") for name in bits]
     for result in figures["results"]:
