@@ -107,7 +107,7 @@ def moved_dims(shapes: Mapping[str, Sequence[int]], config: Mapping[str, Any]) -
 
 
 def to_stride(tensor: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
-    """Any dtype, each of these dimensions a multiple of 64 -> a new tensor (but for no dims), 4g+p of a run at g+16p."""
+    """Any dtype, these dimensions multiples of 64 -> a new tensor (but for no dims), 4g+p of each run at g+16p."""
     for dim in dims:
         tensor = tensor.unflatten(dim, (-1, STRIDE, GROUP)).transpose(dim + 1, dim + 2).flatten(dim, dim + 2)
     return tensor
