@@ -20,6 +20,7 @@ F32 = TypeChoice(outtype="stq1_0", overrides=((".*", "f32"),))
 
 @pytest.mark.parametrize("model", MODELS)
 def test_f32_twins_say_the_same(model, runtime, trained_model, heldout_text, tmp_path):
+    """One in the checkpoint's order and one regridded, both in llama.cpp."""
     directory = trained_model(model)
     plain = convert(directory, tmp_path / "plain.gguf", types=TypeChoice(overrides=F32.overrides)).outfile
     twin = convert(directory, tmp_path / "twin.gguf", types=F32, regrid="exact").outfile
@@ -34,8 +35,8 @@ def test_f32_twins_say_the_same(model, runtime, trained_model, heldout_text, tmp
     ):
         for chunk in chunks:
             meter.add(before(chunk)[:-1], after(chunk)[:-1], chunk[129:])
-    print(meter.result())
-    assert meter.result().kld_mean < 1e-6
+    # float32 sums in another order: 3e-13 was seen
+    assert meter.result().kld_mean < 1e-9
     assert meter.result().same_top1 == 1
 
 
@@ -43,7 +44,7 @@ def test_parity_knows_the_order(runtime, trained_model, heldout_text, tmp_path):
     """The files that it makes on the way are regridded as well, and compared with the checkpoint as it is."""
     directory = trained_model("qwen3")
     twin = convert(directory, tmp_path / "twin.gguf", types=F32, regrid="exact").outfile
+    # 8e-7 was seen, of alpha, keys and values rounded to 11 bits
     limits = Limits(max_perplexity_change=0.01, max_kld=1e-5, min_top1=99)
     report = parity(Source(directory), twin, heldout_text, limits, ctx_size=128, max_chunks=4, threads=2)
-    print(report)
     assert report.failures() == []

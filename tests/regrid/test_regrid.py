@@ -88,20 +88,19 @@ def test_which_dimensions_move(model, trained_model):
 def test_the_model_computes_the_same(model, granularity, trained_model):
     """But for the order of sums, and n terms in another order differ by n eps of their magnitudes at most.
 
-    Of the largest logit, 1.6e-15 was seen in float64 and 5.5e-7 in float32: a hundredth of the bound.
+    Of the largest logit, 2.4e-15 was seen in float64 and 1.0e-6 in float32: an eightieth of these bounds.
     """
     directory = trained_model(model, granularity)
     tensors, moved = weights_of(directory), moved_in(directory)
     permuted = {name: to_stride(tensor, moved[name]) for name, tensor in tensors.items()}
     for dtype in (torch.float64, torch.float32):
         logits = logits_of(directory, dtype)
-        print(dtype, difference(logits(permuted), logits(tensors)))
         assert difference(logits(permuted), logits(tensors)) < LONGEST_SUM * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("model", ["llama-biases", "qwen3"])
 def test_no_dimension_of_any_tensor_can_be_left_out(model, trained_model):
-    """What the test above would miss, if models were less sensitive: 0.02 of the largest logit is the least seen."""
+    """The test above would see each of them: logits change by a fifth of the largest at least."""
     directory = trained_model(model)
     tensors, moved = weights_of(directory), moved_in(directory)
     permuted = {name: to_stride(tensor, moved[name]) for name, tensor in tensors.items()}
@@ -111,8 +110,7 @@ def test_no_dimension_of_any_tensor_can_be_left_out(model, trained_model):
         for left_out in dims if ".1." not in name else ():
             others = tuple(dim for dim in dims if dim != left_out)
             change = difference(logits({**permuted, name: to_stride(tensors[name], others)}), before)
-            print(change, name)
-            assert change > 1e-3, (name, left_out)
+            assert change > 0.1, (name, left_out)
 
 
 @pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
