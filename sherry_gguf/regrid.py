@@ -24,14 +24,14 @@ import torch
 
 from sherry_gguf.errors import SherryError
 from sherry_gguf.format import GROUP
+from sherry_gguf.groups import STRIDE
 from sherry_gguf.reader import open_gguf
+from sherry_gguf.stq1_0 import BLOCK
 
 KEY: Final = "sherry.regrid"  # string in a GGUF whose channels are in the order made here; absent: in the checkpoint's
 EXACT: Final = "exact"
 
-STRIDE: Final = 16  # from one weight of an STQ1_0 group to the next
 RUN: Final = STRIDE * GROUP  # weights of which 16 groups are made, and which no channel leaves
-BLOCK: Final = 256  # of STQ1_0: what a row of its weights is a multiple of
 
 # What the channels along a dimension are. The first four are put in order; the others are kept as they are.
 _HIDDEN, _FFN, _ATTENTION, _VALUES = "hidden", "ffn", "attention", "values"

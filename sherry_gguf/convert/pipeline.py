@@ -15,17 +15,16 @@ from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert.library import use_library_quantizers
 from sherry_gguf.convert.model import Job, open_model
 from sherry_gguf.convert.plan import make_plan
-from sherry_gguf.convert.regridded import regridded
+from sherry_gguf.convert.regridded import REGRIDDED_TYPE, regridded
 from sherry_gguf.convert.report import Report, WrittenTensor
 from sherry_gguf.convert.settle import settle
 from sherry_gguf.convert.types import OUTPUT, TypeChoice
 from sherry_gguf.convert.verify import verify as verify_file
 from sherry_gguf.errors import SherryError
 from sherry_gguf.gguf_types import use_exact_q4_0
+from sherry_gguf.groups import Groups
 from sherry_gguf.quantize import Granularity
 from sherry_gguf.regrid import KEY
-
-STQ1_0 = "stq1_0"
 
 
 def convert(
@@ -36,6 +35,7 @@ def convert(
     granularity: Granularity | None = None,
     sherry_layers: str | None = None,
     allow_lossy: bool = False,
+    groups: Groups | None = None,
     types: TypeChoice | None = None,
     regrid: Literal["exact"] | None = None,
     model_name: str | None = None,
@@ -51,7 +51,8 @@ def convert(
     granularity    declares latent weights to be Sherry's, and wins over config.json
     sherry_layers  regex of the checkpoint's names of the quantized linear layers, and wins over config.json
     allow_lossy    quantize weights that are not Sherry's all the same
-    types          of the file's tensors; the values written are those of SHERRY's blocks in whatever type
+    groups         of which weights, for latent ones, and wins over config.json; those of baked ones are seen
+    types          of the file's tensors; the values written are those of exact blocks in whatever type
     regrid         reorder channels so that groups of consecutive weights are STQ1_0's (``sherry_gguf.regrid``)
     force          replace an existing outfile (only once the new file is complete and verified)
     dry_run        write nothing
@@ -59,8 +60,8 @@ def convert(
     The pinned llama.cpp's source is fetched on first use. Raises SherryError, and then leaves outfile as it was.
     """
     types = types or TypeChoice()
-    if regrid is not None and types.outtype != STQ1_0:
-        raise SherryError(f"--regrid {regrid} puts layers on the grid of STQ1_0 alone: give --outtype {STQ1_0}")
+    if regrid is not None and types.outtype != REGRIDDED_TYPE:
+        raise SherryError(f"--regrid {regrid} puts layers on the grid of STQ1_0 alone: give --outtype {REGRIDDED_TYPE}")
     if metadata is not None and not metadata.is_file():
         raise SherryError(f"{metadata}: no such file (--metadata)")
     if outfile is not None:
@@ -70,7 +71,7 @@ def convert(
     use_exact_q4_0()
 
     checkpoint = Checkpoint(model, config_dir)
-    plan = make_plan(checkpoint, granularity, sherry_layers, allow_lossy)
+    plan = make_plan(checkpoint, granularity, sherry_layers, allow_lossy, groups)
     if regrid is not None:
         plan = regridded(plan, checkpoint)
     job = Job(checkpoint, plan, types)

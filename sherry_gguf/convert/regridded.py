@@ -7,7 +7,10 @@ from dataclasses import replace
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert.plan import Plan
 from sherry_gguf.errors import SherryError, naming
-from sherry_gguf.regrid import BLOCK, is_projection, moved_dims
+from sherry_gguf.regrid import is_projection, moved_dims
+from sherry_gguf.stq1_0 import BLOCK, TYPE_NAME
+
+REGRIDDED_TYPE = TYPE_NAME.lower()  # the --outtype that regridding is for
 
 
 def regridded(plan: Plan, checkpoint: Checkpoint) -> Plan:
@@ -28,7 +31,10 @@ def regridded(plan: Plan, checkpoint: Checkpoint) -> Plan:
                     f"{name}: regridding wants embedding and head in floating point; "
                     f"leave it out of the Sherry layers (--sherry-layers REGEX)"
                 )
-            if layer.source != "baked" and plan.granularity.run_length(*infos[name].shape) % BLOCK:
+            if "consecutive" not in layer.groups:
+                raise SherryError(f"{name}: its groups are STQ1_0's already; leave out --regrid")
+            rows, row_length = infos[name].shape
+            if layer.source != "baked" and plan.granularity.run_length(rows, row_length) % BLOCK:
                 raise SherryError(
                     f"{name}: scales {plan.granularity} are finer than STQ1_0's, one for {BLOCK} weights; "
                     f"--outtype sherry or q2_0 holds them as they are"

@@ -28,10 +28,10 @@ from rich.progress import track
 from sherry_gguf import llama_cpp
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert import TypeChoice, convert
-from sherry_gguf.convert.pipeline import STQ1_0
 from sherry_gguf.convert.plan import make_plan
-from sherry_gguf.convert.regridded import regridded
+from sherry_gguf.convert.regridded import REGRIDDED_TYPE, regridded
 from sherry_gguf.errors import SherryError
+from sherry_gguf.groups import Groups
 from sherry_gguf.parity import measure, reference, runtime, weights
 from sherry_gguf.parity.report import Limits, Report, Step, TokenCheck
 from sherry_gguf.quantize import Granularity
@@ -50,6 +50,7 @@ class Source:
     granularity: Granularity | None = None
     sherry_layers: str | None = None
     allow_lossy: bool = False
+    groups: Groups | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def parity(
     if not gguf.is_file():
         raise SherryError(f"{gguf}: no such file")
     checkpoint = Checkpoint(source.model, source.config_dir)
-    plan = make_plan(checkpoint, source.granularity, source.sherry_layers, source.allow_lossy)
+    plan = make_plan(checkpoint, source.granularity, source.sherry_layers, source.allow_lossy, source.groups)
     if is_regridded(gguf):
         plan = regridded(plan, checkpoint)
     tokens = reference.tokenize(checkpoint, _read(text))
@@ -170,7 +171,8 @@ def _convert(source: Source, outfile: Path, types: TypeChoice, regrid: bool) -> 
         granularity=source.granularity,
         sherry_layers=source.sherry_layers,
         allow_lossy=source.allow_lossy,
-        types=replace(types, outtype=STQ1_0) if regrid else types,
+        groups=source.groups,
+        types=replace(types, outtype=REGRIDDED_TYPE) if regrid else types,
         regrid=EXACT if regrid else None,
         verify=False,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -106,9 +107,10 @@ def test_parity_compares_with_the_weights_in_this_order(trained_model, tmp_path)
 
 def test_a_file_in_an_order_of_the_future(trained_model, tmp_path):
     gguf = convert(trained_model("llama"), tmp_path / "x.gguf", types=EXACT, regrid="exact").outfile
+    field = b"sherry.regrid" + struct.pack("<IQ", 8, 5)  # a string of 5 bytes
     content = gguf.read_bytes()
-    assert content.count(b"exact") == 1
-    gguf.write_bytes(content.replace(b"exact", b"other"))
+    assert content.count(field + b"exact") == 1
+    gguf.write_bytes(content.replace(field + b"exact", field + b"other"))
     with pytest.raises(SherryError, match=r"x\.gguf: sherry\.regrid is 'other', this sherry-gguf knows 'exact' alone"):
         is_regridded(gguf)
 

@@ -116,6 +116,12 @@ def test_scales(trained_model):
             regridded(plan, checkpoint)
 
 
+def test_groups_that_are_those_of_stq1_0(trained_model):
+    checkpoint = Checkpoint(trained_model("llama"))
+    with pytest.raises(SherryError, match=r"_proj\.weight: its groups are STQ1_0's already; leave out --regrid"):
+        regridded(make_plan(checkpoint, groups="stride16"), checkpoint)
+
+
 def test_an_embedding_that_is_a_sherry_layer(trained_model):
     checkpoint = Checkpoint(trained_model("llama"))
     plan = make_plan(checkpoint, sherry_layers="(_proj|embed_tokens).weight$")
