@@ -4,7 +4,7 @@ The public type of Sherry weights (llama.cpp PR 22836). A block holds 256 weight
 SHERRY's (``format.py``) and whose weights lie 16 apart (``groups.py``), with one scale. In the file:
 
     qs[32]    byte j: low nibble = index of group 2 * j, high nibble = index of group 2 * j + 1
-    signs[8]  bit g % 8 of byte g // 8 = sign of group g
+    sign[8]   bit g % 8 of byte g // 8 = sign of group g
     d         IEEE fp16 scale, little-endian, finite and >= 0
 """
 
@@ -33,7 +33,7 @@ GROUPS_PER_BLOCK: Final = BLOCK // GROUP
 BLOCK_BYTES: Final = 42
 GRID: Final[Groups] = "stride16"
 
-_BLOCK_DTYPE = np.dtype([("qs", np.uint8, 32), ("signs", np.uint8, 8), ("d", "<f2")])
+_BLOCK_DTYPE = np.dtype([("qs", np.uint8, 32), ("sign", np.uint8, 8), ("d", "<f2")])
 assert _BLOCK_DTYPE.itemsize == BLOCK_BYTES
 
 
@@ -53,7 +53,7 @@ def pack(codes: U8, scales: F32) -> U8:
     blocks = codes.reshape(rows, n_blocks, GROUPS_PER_BLOCK)
     indices = blocks & 0xF
     out["qs"] = indices[..., ::2] | indices[..., 1::2] << 4
-    out["signs"] = np.packbits(blocks >> 4, axis=-1, bitorder="little")
+    out["sign"] = np.packbits(blocks >> 4, axis=-1, bitorder="little")
     out["d"] = d
     out[d == 0] = 0
     return out.view(np.uint8).reshape(rows, n_blocks * BLOCK_BYTES)
@@ -69,7 +69,7 @@ def unpack(blocks: U8) -> tuple[U8, F32]:
         raise SherryError(f"rows of {row_bytes} bytes are no multiple of an STQ1_0 block's {BLOCK_BYTES}; truncated?")
     fields = np.ascontiguousarray(blocks).view(_BLOCK_DTYPE)
     scales = scales_of(fields["d"])
-    codes: U8 = np.unpackbits(np.ascontiguousarray(fields["signs"]), axis=-1, bitorder="little") << np.uint8(4)
+    codes: U8 = np.unpackbits(np.ascontiguousarray(fields["sign"]), axis=-1, bitorder="little") << np.uint8(4)
     codes[..., ::2] |= fields["qs"] & 0xF
     codes[..., 1::2] |= fields["qs"] >> 4
     return codes.reshape(rows, -1), scales

@@ -74,9 +74,10 @@ def require_none(tensors: Sequence[Tensor], asked: ExactType) -> None:
 
 def _way_out(tensors: Sequence[Tensor], misfits: Sequence[Tensor], asked: ExactType) -> str:
     held_by = frozenset.intersection(*(tensor.held_by for tensor in tensors))
-    proposed = _UPSTREAM if asked in _UPSTREAM else EXACT_TYPES
+    proposed = _UPSTREAM if asked.groups is None else EXACT_TYPES
     other = next((kind.name.lower() for kind in proposed if kind.name in held_by), None)
-    if other is None and all(tensor.held_by for tensor in misfits):
+    each_is_held = all(tensor.held_by for tensor in misfits)
+    if each_is_held and (other is None or (asked.groups is not None and len(misfits) < len(tensors))):
         return "--outtype auto takes for each the smallest type that holds it"
     ways = [f"--outtype {other} holds all" if other else f"--tensor-type REGEX={ANY.lower()} holds the others"]
     # Sherry's neighbours, with scales that STQ1_0's blocks can have: another order of the channels makes them fit
