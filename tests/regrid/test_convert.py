@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sherry_gguf import blocks
 from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.cli import run_command
 from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.convert.regridded import regridded
@@ -147,3 +148,11 @@ def test_baked_layers_with_a_scale_for_128_weights(trained_model, tmp_path):
     with pytest.raises(SherryError, match=r"^blk\.0\.\w+\.weight: at least [\d,]+ of [\d,]+ weights do not fit STQ1_0"):
         convert(model, tmp_path / "x.gguf", types=EXACT, regrid="exact")
     assert not list(tmp_path.glob("*.gguf*"))
+
+
+def test_the_command(trained_model, tmp_path, capsys):
+    arguments = ["--outfile", str(tmp_path / "x.gguf"), "--outtype", "STQ1_0", "--regrid", "exact"]
+    assert run_command("convert", [str(trained_model("qwen3")), *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "another order than the checkpoint's (sherry.regrid)" in said
+    assert "verified: 14 STQ1_0 tensors" in said
