@@ -30,6 +30,7 @@ from sherry_gguf.errors import SherryError
 from sherry_gguf.format import BLOCK
 from sherry_gguf.groups import GROUPS, STRIDE
 from sherry_gguf.quantize import Granularity
+from sherry_gguf.regrid import EXACT
 
 _TYPES = (
     f"TYPE is one of {', '.join((*NUMPY_TYPES, *LIBRARY_TYPES))}, but for --outtype; "
@@ -50,6 +51,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_OUTTYPE,
         help=f"of the Sherry layers, exact or refused: {', '.join(OUTTYPES[:-1])}, or {AUTO}, which takes for each "
         f"tensor the smallest that is exact (default %(default)s; all but it and stq1_0 need no patched llama.cpp)",
+    )
+    types.add_argument(
+        "--regrid",
+        choices=(EXACT,),
+        help="for stq1_0: reorder the channels of a Llama, Qwen2 or Qwen3 that has a scale per row or matrix, so that "
+        "groups of consecutive weights are that type's; no weight changes, and the model computes the same",
     )
     types.add_argument("--token-embedding-type", metavar="TYPE", help=f"default {DEFAULT_EMBEDDING_TYPE}")
     types.add_argument(
@@ -142,6 +149,7 @@ def run(args: argparse.Namespace) -> int:
                 tuple(parse_override(text) for text in args.tensor_type),
                 parse_outtype(args.outtype),
             ),
+            regrid=args.regrid,
             model_name=args.model_name,
             metadata=args.metadata,
             force=args.force,

@@ -24,6 +24,8 @@ from sherry_gguf.convert.plan import Plan
 from sherry_gguf.convert.types import OUTPUT, TOKEN_EMBEDDING, TypeChoice, has_choice
 from sherry_gguf.errors import SherryError, naming
 from sherry_gguf.format import TYPE_NAME, VERSION, VERSION_KEY
+from sherry_gguf.regrid import EXACT, to_stride
+from sherry_gguf.regrid import KEY as REGRID_KEY
 
 LM_HEAD = "lm_head.weight"
 
@@ -158,6 +160,8 @@ def _sherry_class(base: Any, job: Job) -> Any:
                         f"{name}: rows of {row} weights are no multiple of {size}, which {wanted.name} needs; "
                         f"choose another type for it (--tensor-type, --token-embedding-type, --output-tensor-type)"
                     )
+            if job.plan.moved:
+                self.gguf_writer.add_string(REGRID_KEY, EXACT)
             if self.exact and not job.as_trained:
                 # as upstream names a file by the type of most tensors; first go those that not every reader has
                 counts = Counter(stored[name].name for name in self.exact)
@@ -207,9 +211,10 @@ def _lazy(lazy_type: Any, job: Job, name: str) -> Any:
     """The tensor as upstream wants it: a promise of known shape and dtype, kept when it is written."""
     info = job.checkpoint.info(name)
     layer = job.plan.layers.get(name)
+    moved = job.plan.moved.get(name, ())
     if layer is None:
         meta = lazy_type.meta_with_dtype_and_shape(info.dtype, info.shape)
-        return lazy_type(meta=meta, args=(name,), func=partial(_load_finite, job.checkpoint))
+        return lazy_type(meta=meta, args=(name,), func=lambda it: to_stride(_load_finite(job.checkpoint, it), moved))
 
     def load_baked(name: str) -> torch.Tensor:
         with naming(name):
@@ -217,7 +222,7 @@ def _lazy(lazy_type: Any, job: Job, name: str) -> Any:
             baked = bake(weights, layer, job.plan.granularity, fp16_scales=not job.as_trained)
             if layer.source == "lossy":
                 job.losses[name] = relative_error(weights, baked)
-            return baked
+            return to_stride(baked, moved)
 
     meta = lazy_type.meta_with_dtype_and_shape(torch.float32, info.shape)
     return lazy_type(meta=meta, args=(name,), func=load_baked)

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sherry_gguf import llama_cpp
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert.library import use_library_quantizers
 from sherry_gguf.convert.model import Job, open_model
 from sherry_gguf.convert.plan import make_plan
+from sherry_gguf.convert.regridded import REGRIDDED_TYPE, regridded
 from sherry_gguf.convert.report import Report, WrittenTensor
 from sherry_gguf.convert.settle import settle
 from sherry_gguf.convert.types import OUTPUT, TypeChoice
@@ -22,6 +23,7 @@ from sherry_gguf.files.outfile import rename_durably, require_free, temporary_be
 from sherry_gguf.gguf_types import use_exact_q4_0
 from sherry_gguf.groups import Groups
 from sherry_gguf.quantize import Granularity
+from sherry_gguf.regrid import KEY
 
 
 def convert(
@@ -34,6 +36,7 @@ def convert(
     allow_lossy: bool = False,
     groups: Groups | None = None,
     types: TypeChoice | None = None,
+    regrid: Literal["exact"] | None = None,
     model_name: str | None = None,
     metadata: Path | None = None,
     force: bool = False,
@@ -49,12 +52,15 @@ def convert(
     allow_lossy    quantize weights that are not Sherry's all the same
     groups         of which weights, for latent ones, and wins over config.json; those of baked ones are seen
     types          of the file's tensors; the values written are those of exact blocks in whatever type
+    regrid         reorder channels so that groups of consecutive weights are STQ1_0's (``sherry_gguf.regrid``)
     force          replace an existing outfile (only once the new file is complete and verified)
     dry_run        write nothing
 
     The pinned llama.cpp's source is fetched on first use. Raises SherryError, and then leaves outfile as it was.
     """
     types = types or TypeChoice()
+    if regrid is not None and types.outtype != REGRIDDED_TYPE:
+        raise SherryError(f"--regrid {regrid} puts layers on the grid of STQ1_0 alone: give --outtype {REGRIDDED_TYPE}")
     if metadata is not None and not metadata.is_file():
         raise SherryError(f"{metadata}: no such file (--metadata)")
     if outfile is not None:
@@ -64,7 +70,10 @@ def convert(
     use_exact_q4_0()
 
     checkpoint = Checkpoint(model, config_dir)
-    job = Job(checkpoint, make_plan(checkpoint, granularity, sherry_layers, allow_lossy, groups), types)
+    plan = make_plan(checkpoint, granularity, sherry_layers, allow_lossy, groups)
+    if regrid is not None:
+        plan = regridded(plan, checkpoint)
+    job = Job(checkpoint, plan, types)
     with _upstream_errors(model):
         settled = settle(job, outfile or _directory_for(model), progress)
         job = replace(job, sherry_types=settled.types)
@@ -72,7 +81,7 @@ def convert(
         instance.prepare_tensors()
         instance.prepare_metadata(vocab_only=False)
     target: Path = instance.fname_out
-    notes = [*_notes(checkpoint, instance, types), *settled.notes]
+    notes = [*_notes(job, instance), *settled.notes]
     report = Report(target, job.plan.summary(), _written(instance), job.losses, notes)
     if dry_run:
         return report
@@ -124,8 +133,14 @@ def _written(instance: Any) -> list[WrittenTensor]:
     ]
 
 
-def _notes(checkpoint: Checkpoint, instance: Any, types: TypeChoice) -> list[str]:
+def _notes(job: Job, instance: Any) -> list[str]:
+    checkpoint, types = job.checkpoint, job.types
     notes = []
+    if job.plan.moved:
+        notes.append(
+            f"channels are in another order than the checkpoint's ({KEY}): the model says the same, but what was made "
+            f"for its hidden states, as LoRA adapters and control vectors, does not fit this file"
+        )
     if checkpoint.ignored:
         notes.append(f"ignored {len(checkpoint.ignored)} quantizer buffers, the first {checkpoint.ignored[0]}")
     names = {name for part in instance.gguf_writer.tensors for name in part}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import torch
@@ -46,10 +47,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Plan:
-    """layers: weight name -> Layer. granularity: of the latent and lossy ones."""
+    """layers: weight name -> Layer. granularity: of the latent and lossy ones.
+
+    moved: tensor name -> dimensions whose channels are put in another order once it is on the grid
+    """
 
     layers: dict[str, Layer]
     granularity: Granularity
+    moved: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def summary(self) -> str:
         sources = [layer.source for layer in self.layers.values()]

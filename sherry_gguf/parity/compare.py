@@ -17,7 +17,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +29,13 @@ from sherry_gguf import llama_cpp
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.convert.plan import make_plan
+from sherry_gguf.convert.regridded import REGRIDDED_TYPE, regridded
 from sherry_gguf.errors import SherryError
 from sherry_gguf.groups import Groups
 from sherry_gguf.parity import measure, reference, runtime, weights
 from sherry_gguf.parity.report import Limits, Report, Step, TokenCheck
 from sherry_gguf.quantize import Granularity
+from sherry_gguf.regrid import EXACT, is_regridded
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -89,6 +91,8 @@ def parity(
         raise SherryError(f"{gguf}: no such file")
     checkpoint = Checkpoint(source.model, source.config_dir)
     plan = make_plan(checkpoint, source.granularity, source.sherry_layers, source.allow_lossy, source.groups)
+    if is_regridded(gguf):
+        plan = regridded(plan, checkpoint)
     tokens = reference.tokenize(checkpoint, _read(text))
     chunks = measure.cut(tokens.tokens, ctx_size, tokens.bos, max_chunks)
     if len(chunks) == 0:
@@ -99,7 +103,7 @@ def parity(
     first = measure.first_scored(ctx_size)
     kept = weights.other_types(gguf, checkpoint, plan) if split else ()
     in_torch = reference.load(checkpoint, plan, threads=threads)
-    with _stages(source, gguf, kept, split) as stages, ExitStack() as stack:
+    with _stages(source, gguf, kept, split, bool(plan.moved)) as stages, ExitStack() as stack:
         program = build.program("sherry-logits")
         in_runtime = [
             stack.enter_context(
@@ -137,19 +141,20 @@ def _read(text: Path) -> str:
 
 @contextmanager
 def _stages(
-    source: Source, gguf: Path, kept: tuple[tuple[str, str], ...], split: bool
+    source: Source, gguf: Path, kept: tuple[tuple[str, str], ...], split: bool, regrid: bool
 ) -> Generator[list[_Stage], None, None]:
     """The files on the way to ``gguf``; those made here are removed at the end.
 
     kept: overrides for Sherry layers that are not SHERRY in ``gguf``, and need not fit it
+    regrid: the channels of ``gguf`` are in another order, and so are theirs
     """
     if not split:
         yield [_Stage("all causes", gguf)]
         return
     with tempfile.TemporaryDirectory(prefix="sherry-parity-") as directory:
         twin, plain = Path(directory, "f32.gguf"), Path(directory, "sherry.gguf")
-        _convert(source, twin, TypeChoice(overrides=((".*", "f32"),)))
-        _convert(source, plain, TypeChoice(token_embedding="f32", output="f32", overrides=kept))
+        _convert(source, twin, TypeChoice(overrides=((".*", "f32"),)), regrid)
+        _convert(source, plain, TypeChoice(token_embedding="f32", output="f32", overrides=kept), regrid)
         yield [
             _Stage("scales in fp16", twin, ("--kv-f32",)),
             _Stage("F16 KV cache", twin),
@@ -158,7 +163,7 @@ def _stages(
         ]
 
 
-def _convert(source: Source, outfile: Path, types: TypeChoice) -> None:
+def _convert(source: Source, outfile: Path, types: TypeChoice, regrid: bool) -> None:
     convert(
         source.model,
         outfile,
@@ -167,7 +172,8 @@ def _convert(source: Source, outfile: Path, types: TypeChoice) -> None:
         sherry_layers=source.sherry_layers,
         allow_lossy=source.allow_lossy,
         groups=source.groups,
-        types=types,
+        types=replace(types, outtype=REGRIDDED_TYPE) if regrid else types,
+        regrid=EXACT if regrid else None,
         verify=False,
     )
 
