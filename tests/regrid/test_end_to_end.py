@@ -47,10 +47,8 @@ def test_f32_twins_say_the_same(model, runtime, trained_model, heldout_text, tmp
 
 
 @pytest.mark.parametrize("model", ["llama-biases", "qwen3"])
-def test_stq1_0_says_what_sherry_says(model, runtime, repository, trained_model, heldout_text, tmp_path):
+def test_stq1_0_says_what_sherry_says(model, runtime, trained_model, heldout_text, tmp_path):
     """The same weights, and activations rounded in blocks of the same channels."""
-    if not (repository / "ggml-patch/files/ggml/src/ggml-stq1.h").is_file():
-        pytest.skip("the patched llama.cpp has no STQ1_0")
     directory = trained_model(model)
     sherry = convert(directory, tmp_path / "sherry.gguf", types=TypeChoice("f32", "f32")).outfile
     types = TypeChoice("f32", "f32", outtype="stq1_0")
