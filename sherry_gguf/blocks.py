@@ -17,7 +17,7 @@ from sherry_gguf.format import (
     QS_BYTES,
     SIGN_BYTES,
 )
-from sherry_gguf.quantize import place
+from sherry_gguf.groups import Groups, place
 
 I8 = npt.NDArray[np.int8]
 U8 = npt.NDArray[np.uint8]
@@ -28,7 +28,7 @@ _BLOCK_DTYPE = np.dtype([("qs", np.uint8, QS_BYTES), ("signs", np.uint8, SIGN_BY
 assert _BLOCK_DTYPE.itemsize == BLOCK_BYTES
 
 
-def round_scales(scales: F32, span: int = BLOCK) -> F16:
+def round_scales(scales: F32, span: int = BLOCK, groups: Groups = "consecutive") -> F16:
     """float32[rows, k/span] -> float16[rows, k/span], to nearest even.
 
     Raises SherryError, naming row and group, for a scale that is negative, not finite, or rounds to 0 or infinity.
@@ -41,7 +41,7 @@ def round_scales(scales: F32, span: int = BLOCK) -> F16:
         raise SherryError(
             f"{np.count_nonzero(bad)} scales do not fit fp16 (5.96e-08 to 65504), the first is "
             f"{float(scales.reshape(-1)[first]):g} in "
-            f"{place(first * (span // GROUP), scales.shape[-1] * span)}; rescale the layer, or keep it "
+            f"{place(first * (span // GROUP), scales.shape[-1] * span, groups)}; rescale the layer, or keep it "
             f"in another type (--tensor-type NAME=f32)"
         )
     return d
@@ -86,17 +86,23 @@ def unpack(blocks: U8) -> tuple[U8, F32]:
         raise SherryError(f"rows of {row_bytes} bytes are no multiple of a SHERRY block's {BLOCK_BYTES}; truncated?")
     fields = np.ascontiguousarray(blocks).view(_BLOCK_DTYPE)
     n_blocks = row_bytes // BLOCK_BYTES
-    scales = fields["d"].astype(np.float32)
-    bad = ~(np.isfinite(scales) & ~np.signbit(scales))
-    if bad.any():
-        row, block = divmod(int(np.argmax(bad)), n_blocks)
-        raise SherryError(f"block {block} of row {row} has the scale {scales[row, block]}; the file is damaged")
+    scales = scales_of(fields["d"])
     halves = np.empty((rows, n_blocks, 2, QS_BYTES), dtype=np.uint8)
     np.bitwise_and(fields["qs"], 0xF, out=halves[:, :, 0])
     np.right_shift(fields["qs"], 4, out=halves[:, :, 1])
     signs = np.unpackbits(np.ascontiguousarray(fields["signs"]), axis=-1, bitorder="little")
     codes: U8 = halves.reshape(rows, n_blocks, GROUPS_PER_BLOCK) | signs << np.uint8(4)
     return codes.reshape(rows, n_blocks * GROUPS_PER_BLOCK), scales
+
+
+def scales_of(d: F16) -> F32:
+    """float16[rows, blocks] -> float32; SherryError for a scale that no block may have."""
+    scales = d.astype(np.float32)
+    bad = ~np.isfinite(scales) | np.signbit(scales)
+    if bad.any():
+        row, block = divmod(int(np.argmax(bad)), scales.shape[1])
+        raise SherryError(f"block {block} of row {row} has the scale {scales[row, block]}; the file is damaged")
+    return scales
 
 
 # The four weights of a code as the four bytes of one word: one gather instead of four.

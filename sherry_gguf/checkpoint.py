@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from sherry_gguf.errors import SherryError, naming
+from sherry_gguf.groups import GROUPS, Groups
 from sherry_gguf.quantize import Granularity
 
 INDEX = "model.safetensors.index.json"
@@ -112,6 +113,18 @@ class Checkpoint:
             if sparsity != (3, 4):
                 raise SherryError(f"the sparsity is {sparsity[0]}:{sparsity[1]}; SHERRY holds 3:4 only")
             return parse_granularity(self.config.get("granularity"), self.config.get("group_size"))
+
+    def declared_groups(self) -> Groups:
+        """Which weights make a group: neighbours, as the published trainer has it, or config.json's ``sherry_grid``.
+
+        Raises SherryError for a key that names neither kind.
+        """
+        groups = self.config.get("sherry_grid", "consecutive")
+        if groups not in GROUPS:
+            raise SherryError(
+                f"{self.directory / 'config.json'}: sherry_grid is {groups!r}, none of {', '.join(GROUPS)} (--grid)"
+            )
+        return cast(Groups, groups)
 
     def declared_layers(self) -> str:
         """The regex of the quantized layers' names: SHERRY_LAYERS, or config.json's own key ``sherry_layers``.

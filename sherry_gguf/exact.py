@@ -1,7 +1,8 @@
 """The types that can hold a Sherry matrix as it was trained, smallest first, and what each can hold.
 
 Exactly means: every weight is the trained one, alpha rounded once to fp16. A type does so where a scale is shared by
-its whole block; where it is, SHERRY alone minds that there is one zero in every four.
+its whole block; where it is, SHERRY and STQ1_0 alone mind that there is one zero in every group of four, and which four
+weights these are.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sherry_gguf import blocks, ternary
+from sherry_gguf import blocks, stq1_0, ternary
 from sherry_gguf.format import BLOCK, BLOCK_BYTES, TYPE_NAME
+from sherry_gguf.groups import Groups
 
 F32 = npt.NDArray[np.float32]
 I8 = npt.NDArray[np.int8]
@@ -25,19 +27,15 @@ class ExactType:
     """name         as gguf-py has it
     block         weights that share a scale
     block_bytes   of the file
-    nearest       trained weights float32[rows, k] -> t int8[rows, k]: -1, 0 or 1, as the type would have it
-    unpack        uint8[rows, k/block*block_bytes] -> t int8[rows, k], scales float32[rows, k/block]
+    unpack        uint8[rows, k/block*block_bytes] -> t int8[rows, k]: -1, 0 or 1, scales float32[rows, k/block]
+    groups        each of which has one zero; None: zeros are anywhere
     """
 
     name: str
     block: int
     block_bytes: int
-    nearest: Callable[[F32], I8]
     unpack: Callable[[U8], tuple[I8, F32]]
-
-
-def _nearest_sherry(weights: F32) -> I8:
-    return blocks.ternary(blocks.grid_codes(weights))
+    groups: Groups | None = None
 
 
 def _unpack_sherry(data: U8) -> tuple[I8, F32]:
@@ -45,12 +43,14 @@ def _unpack_sherry(data: U8) -> tuple[I8, F32]:
     return blocks.ternary(codes), scales
 
 
-SHERRY = ExactType(TYPE_NAME, BLOCK, BLOCK_BYTES, _nearest_sherry, _unpack_sherry)
+STQ1_0 = ExactType(stq1_0.TYPE_NAME, stq1_0.BLOCK, stq1_0.BLOCK_BYTES, stq1_0.unpack_ternary, stq1_0.GRID)
+SHERRY = ExactType(TYPE_NAME, BLOCK, BLOCK_BYTES, _unpack_sherry, "consecutive")
 EXACT_TYPES = (
+    STQ1_0,
     SHERRY,
-    ExactType("TQ1_0", 256, 54, ternary.signs, ternary.unpack_tq1_0),
-    ExactType("TQ2_0", 256, 66, ternary.signs, ternary.unpack_tq2_0),
-    ExactType("Q2_0", 64, 18, ternary.signs, ternary.unpack_q2_0),
-    ExactType("Q4_0", 32, 18, ternary.signs, ternary.unpack_q4_0),
+    ExactType("TQ1_0", 256, 54, ternary.unpack_tq1_0),
+    ExactType("TQ2_0", 256, 66, ternary.unpack_tq2_0),
+    ExactType("Q2_0", 64, 18, ternary.unpack_q2_0),
+    ExactType("Q4_0", 32, 18, ternary.unpack_q4_0),
 )
 BY_NAME = {kind.name: kind for kind in EXACT_TYPES}

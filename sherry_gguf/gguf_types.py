@@ -1,4 +1,4 @@
-"""Teaches gguf-py the type SHERRY, and Q2_0, which it lacks or cannot write: the only file that touches its tables.
+"""Teaches gguf-py SHERRY and STQ1_0, and Q2_0, which it lacks or cannot write: the only file that touches its tables.
 
 gguf-py's enums are closed, and a member cannot be added by subclassing. What is done here instead is what ``enum``
 itself does when it builds a class; the patched tree's own gguf-py has the members already, and is left as it is.
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sherry_gguf import format as fmt
+from sherry_gguf import stq1_0
 from sherry_gguf.blocks import dequantize, pack_exact
 from sherry_gguf.exact import BY_NAME
 from sherry_gguf.ternary import dequantize_q2_0, quantize_q2_0, quantize_q4_0
@@ -24,13 +25,15 @@ F32 = npt.NDArray[np.float32]
 
 
 def register(gguf: Any) -> None:
-    """Add SHERRY and Q2_0 to ``gguf.GGMLQuantizationType``, ``LlamaFileType``, the size table and ``gguf.quants``.
+    """Add SHERRY, STQ1_0 and Q2_0 to ``gguf.GGMLQuantizationType``, ``LlamaFileType``, the sizes and ``gguf.quants``.
 
-    Works on PyPI's gguf and on the one in llama.cpp's tree. Doing it twice changes nothing. SHERRY packs weights that
-    lie on its grid exactly, and refuses all others: quantizing latent weights here would come too late, as chunks of
-    rows know nothing of scales per channel or tensor. That is ``sherry_gguf.quantize``.
+    Works on PyPI's gguf and on the one in llama.cpp's tree. Doing it twice changes nothing. SHERRY and STQ1_0 pack
+    weights that lie on their grid exactly, and refuse all others: quantizing latent weights here would come too late,
+    as chunks of rows know nothing of scales per channel or tensor. That is ``sherry_gguf.quantize``.
+    A gguf-py that has an id under another name keeps it: upstream may give it out one day.
     """
     _add_type(gguf, fmt.TYPE_NAME, fmt.TYPE_ID, fmt.FILE_TYPE, pack_exact, dequantize)
+    _add_type(gguf, stq1_0.TYPE_NAME, stq1_0.TYPE_ID, stq1_0.FILE_TYPE, stq1_0.pack_exact, stq1_0.dequantize)
     _add_type(gguf, "Q2_0", 42, 41, quantize_q2_0, dequantize_q2_0)  # as upstream numbers it
 
 
@@ -55,6 +58,9 @@ def _add_type(
     gguf: Any, name: str, type_id: int, file_type: int, quantize: Callable[[F32], U8], dequantize: Callable[[U8], F32]
 ) -> None:
     """quantize: float32[n, block] -> uint8[n, block_bytes]; dequantize is its inverse."""
+    types = gguf.GGMLQuantizationType
+    if name not in types.__members__ and type_id in iter(types):
+        return
     qtype = _add_member(gguf.GGMLQuantizationType, name, type_id)
     _add_member(gguf.LlamaFileType, f"MOSTLY_{name}", file_type)
     gguf.GGML_QUANT_SIZES[qtype] = (BY_NAME[name].block, BY_NAME[name].block_bytes)

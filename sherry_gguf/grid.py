@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sherry_gguf.format import BLOCK, GROUP
+from sherry_gguf.groups import GROUPS, RUN, Groups, to_fours
 from sherry_gguf.quantize import Granularity
 
 F32 = npt.NDArray[np.float32]
@@ -19,26 +20,29 @@ _SPARSE = 0.1
 # A matrix belongs to a grid even if a few of its groups or runs were damaged; reading it then names the place.
 _MOST_GROUPS = 0.99
 _MOST_RUNS = 0.9
-_STRIDE = 16  # STQ1_0's groups take every 16th weight of a run of 64 (llama.cpp PR 22836)
 
 
 class Kind(Enum):
     """What the weights of a matrix look like."""
 
     FLOAT = "floating-point weights without a pattern of zeros (plain, or the latents of a quantizer)"
-    SHERRY = "ternary, one zero in every 4 consecutive weights (Sherry, baked)"
-    STRIDE_16 = "ternary, one zero in every 4 weights 16 apart (the grid of STQ1_0)"
+    SHERRY = "ternary, one zero in every group of 4 weights (Sherry, baked)"
     TERNARY = "dense ternary, with no fixed number of zeros in 4 weights"
     SPARSE = "sparse, with magnitudes that are not shared"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """kind; granularity: the coarsest that the magnitudes have (for ternary kinds); zeros: share of zeros."""
+    """kind; zeros: share of zeros.
+
+    granularity  the coarsest that the magnitudes have, for ternary kinds
+    groups       of which each has one zero, for SHERRY: of one kind, or of both (most likely as all weights are zeros)
+    """
 
     kind: Kind
     zeros: float
     granularity: Granularity | None = None
+    groups: tuple[Groups, ...] = ()
 
 
 def detect(weights: F32) -> Grid:
@@ -51,19 +55,14 @@ def detect(weights: F32) -> Grid:
     granularity = _shared_magnitudes(weights)
     if granularity is None:
         return Grid(Kind.SPARSE, share)
-    if _one_zero_each(zero.reshape(-1, GROUP), _empty_blocks(zero)):
-        return Grid(Kind.SHERRY, share, granularity)
-    strided = _STRIDE * GROUP
-    if k % strided == 0:
-        lanes = zero.reshape(-1, GROUP, _STRIDE).swapaxes(1, 2)  # [runs of 64, group, lane]
-        if _one_zero_each(lanes.reshape(-1, GROUP), lanes.all(axis=(1, 2)).repeat(_STRIDE)):
-            return Grid(Kind.STRIDE_16, share, granularity)
-    return Grid(Kind.TERNARY, share, granularity)
+    groups = tuple(groups for groups in GROUPS if k % RUN[groups] == 0 and _one_zero_each(zero, groups))
+    return Grid(Kind.SHERRY if groups else Kind.TERNARY, share, granularity, groups)
 
 
-def _one_zero_each(groups: Bool, exempt: Bool) -> bool:
-    """zero bool[n, 4], exempt bool[n] (groups of an all-zero block) -> do almost all others have one zero?"""
-    return bool(((groups.sum(axis=1) == 1) | exempt).mean() >= _MOST_GROUPS)
+def _one_zero_each(zero: Bool, groups: Groups) -> bool:
+    """zero bool[rows, k] -> do almost all groups have one zero, but for those in an all-zero block?"""
+    count = to_fours(zero, groups).reshape(-1, GROUP).sum(axis=1)
+    return bool(((count == 1) | _empty_blocks(zero)).mean() >= _MOST_GROUPS)
 
 
 def _empty_blocks(zero: Bool) -> Bool:

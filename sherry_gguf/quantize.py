@@ -1,12 +1,12 @@
 """Latent weights -> codes and scales, exactly as the trained model's forward computes them.
 
-Sherry (arXiv 2601.07892, section 3) in each group of 4 consecutive weights of a row zeroes the one of smallest
-magnitude, and gives the other three the magnitude
+Sherry (arXiv 2601.07892, section 3) in each group of 4 weights of a row zeroes the one of smallest magnitude, and
+gives the other three the magnitude
 
     alpha = sum(|kept w|) / (3/4 * run length)
 
 shared by a run of weights: 128 of a row (``per_group``, the trainer's default), a whole row (``per_channel``) or
-the whole matrix (``per_tensor``).
+the whole matrix (``per_tensor``). A group is four neighbours; those of STQ1_0 lie 16 apart (``groups.py``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from sherry_gguf.errors import SherryError
 from sherry_gguf.format import BLOCK, GROUP
+from sherry_gguf.groups import RUN, Groups, place, to_fours
 
 Ties = Literal["torch", "first"]
 """Which of several equally small weights of a group is zeroed: the one ``torch.topk`` drops on a CPU, as the
@@ -44,20 +45,24 @@ class Granularity:
     def __str__(self) -> str:
         return f"per_group {self.group_size}" if self.kind == "per_group" else self.kind
 
-    def run_length(self, rows: int, row_length: int) -> int:
+    def run_length(self, rows: int, row_length: int, groups: Groups = "consecutive") -> int:
         """How many consecutive weights of a [rows, row_length] matrix share a scale.
 
-        Raises SherryError where groups of 4 or runs would cross the end of a row.
+        Raises SherryError where groups of 4 or runs would cross the end of a row, or groups that of a run.
         """
-        if row_length % GROUP:
-            raise SherryError(f"rows of {row_length} weights are no multiple of a group's {GROUP}: not a Sherry layer")
+        if row_length % RUN[groups]:
+            raise SherryError(
+                f"rows of {row_length} weights are no multiple of {RUN[groups]}, as {groups} groups of {GROUP} need: "
+                f"not a Sherry layer"
+            )
         if self.kind == "per_tensor":
             return rows * row_length
         if self.kind == "per_channel":
             return row_length
-        if self.group_size % GROUP or row_length % self.group_size:
+        if self.group_size % RUN[groups] or row_length % self.group_size:
             raise SherryError(
-                f"group_size {self.group_size} does not divide rows of {row_length} weights into groups of {GROUP}; "
+                f"group_size {self.group_size} does not divide rows of {row_length} weights into {groups} groups of "
+                f"{GROUP}; "
                 f"give the one it was trained with (--group-size), or exclude this layer (--sherry-layers REGEX)"
             )
         return self.group_size
@@ -67,9 +72,10 @@ class Granularity:
 class Quantized:
     """A matrix on Sherry's grid.
 
-    codes   uint8[rows, k / 4], 0..31 (``format.PATTERNS``)
+    codes   uint8[rows, k / 4], 0..31 (``format.PATTERNS``), in the order of ``groups``
     scales  float32[rows, k / span], alpha, not yet rounded to fp16; 0 for a span of zeros only
     ties    how many groups had several smallest weights
+    groups  which four weights each code is of
 
     ``span`` is the largest run of weights that lies in one block and has one scale: 128, or less where the
     granularity is finer or a row is no multiple of 128 (then only other types can hold the matrix).
@@ -78,6 +84,7 @@ class Quantized:
     codes: U8
     scales: F32
     ties: int
+    groups: Groups = "consecutive"
 
 
 def _code_table() -> U8:
@@ -141,7 +148,12 @@ def _quantize_chunk(w: F32, span: int, break_ties: _TieRule) -> tuple[U8, F64, n
 
 
 def quantize(
-    weights: F32, granularity: Granularity | None = None, *, ties: Ties = "torch", allow_bare_groups: bool = False
+    weights: F32,
+    granularity: Granularity | None = None,
+    *,
+    groups: Groups = "consecutive",
+    ties: Ties = "torch",
+    allow_bare_groups: bool = False,
 ) -> Quantized:
     """float32[rows, k] -> codes uint8[rows, k/4] and scales float32[rows, k/span].
 
@@ -156,55 +168,49 @@ def quantize(
     if weights.ndim != 2:
         raise SherryError(f"a matrix is needed, this has shape {list(weights.shape)}; exclude it (--sherry-layers)")
     rows, k = weights.shape
-    run = granularity.run_length(rows, k)
+    run = granularity.run_length(rows, k, groups)
     span = math.gcd(run, k, BLOCK)
 
-    flat = np.ascontiguousarray(weights, dtype=np.float32).reshape(-1)
+    flat = np.ascontiguousarray(to_fours(weights, groups), dtype=np.float32).reshape(-1)
     codes = np.empty(flat.size // GROUP, dtype=np.uint8)
     two_zeros = np.empty(flat.size // GROUP, dtype=np.bool_)
     sums = np.empty(flat.size // span, dtype=np.float64)
     n_ties = 0
     for start in range(0, flat.size, _CHUNK):
         stop = min(start + _CHUNK, flat.size)
-        groups = slice(start // GROUP, stop // GROUP)
-        codes[groups], sums[start // span : stop // span], two_zeros[groups], chunk_ties = _quantize_chunk(
+        part = slice(start // GROUP, stop // GROUP)
+        codes[part], sums[start // span : stop // span], two_zeros[part], chunk_ties = _quantize_chunk(
             flat[start:stop], span, _TIE_RULES[ties]
         )
         n_ties += chunk_ties
 
-    _require_finite(flat, sums, k)
+    _require_finite(flat, sums, k, groups)
     zero_spans = sums == 0
     if not allow_bare_groups:
-        _require_codes(two_zeros & ~np.repeat(zero_spans, span // GROUP), k)
+        _require_codes(two_zeros & ~np.repeat(zero_spans, span // GROUP), k, groups)
 
     alpha = sums.reshape(-1, run // span).sum(axis=1) / (run // GROUP * KEPT)
     scales = np.repeat(alpha, run // span).astype(np.float32)
     scales[zero_spans] = 0
     codes.reshape(-1, span // GROUP)[zero_spans] = 0
-    return Quantized(codes.reshape(rows, k // GROUP), scales.reshape(rows, k // span), n_ties)
+    return Quantized(codes.reshape(rows, k // GROUP), scales.reshape(rows, k // span), n_ties, groups)
 
 
-def place(group_index: int, row_length: int) -> str:
-    """Where the group with this index in a matrix is, for a message."""
-    row, group = divmod(group_index, row_length // GROUP)
-    return f"row {row}, group {group} (weights {group * GROUP}..{group * GROUP + GROUP - 1})"
-
-
-def _require_finite(flat: F32, sums: F64, row_length: int) -> None:
+def _require_finite(flat: F32, sums: F64, row_length: int, groups: Groups) -> None:
     if np.isfinite(sums).all():
         return
     bad = np.flatnonzero(~np.isfinite(flat))
     raise SherryError(
-        f"{bad.size} weights are not finite, the first in {place(int(bad[0]) // GROUP, row_length)}; "
+        f"{bad.size} weights are not finite, the first in {place(int(bad[0]) // GROUP, row_length, groups)}; "
         f"the checkpoint is damaged, save it again"
     )
 
 
-def _require_codes(no_code: npt.NDArray[np.bool_], row_length: int) -> None:
+def _require_codes(no_code: npt.NDArray[np.bool_], row_length: int, groups: Groups) -> None:
     if not no_code.any():
         return
     raise SherryError(
         f"{np.count_nonzero(no_code)} groups of 4 have two or more zeros, the first in "
-        f"{place(int(np.argmax(no_code)), row_length)}: Sherry's grid has exactly one; if this is no Sherry layer, "
-        f"exclude it (--sherry-layers REGEX)"
+        f"{place(int(np.argmax(no_code)), row_length, groups)}: Sherry's grid has exactly one; "
+        f"if this is no Sherry layer, exclude it (--sherry-layers REGEX)"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,14 +10,18 @@ import numpy.typing as npt
 
 from sherry_gguf.exact import SHERRY, ExactType
 from sherry_gguf.format import GROUP
-from sherry_gguf.quantize import place
+from sherry_gguf.groups import place, to_fours
 from sherry_gguf.ternary import signs
 
 F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
 I8 = npt.NDArray[np.int8]
+I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
+U16 = npt.NDArray[np.uint16]
 Bool = npt.NDArray[np.bool_]
+
+_PART = 1 << 18  # weights handled at a time, so that the temporaries stay in the cache
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,9 @@ def compare(name: str, data: U8, trained: F32, kind: ExactType = SHERRY) -> Weig
     wrong_scale = (scales != _in_fp16(alpha)) | _uneven(trained, alpha).any(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         error = np.where(scales == alpha, 0, np.abs(scales - alpha) / alpha)
-    wrong = differ | wrong_scale[..., None]
+    groups = kind.groups or "consecutive"
+    wrong = to_fours((differ | wrong_scale[..., None]).reshape(trained.shape), groups)
+    first = int(np.argmax(wrong)) // GROUP
     return WeightCheck(
         tensors=1,
         weights=trained.size,
@@ -64,17 +71,57 @@ def compare(name: str, data: U8, trained: F32, kind: ExactType = SHERRY) -> Weig
         scales=alpha.size,
         wrong_scales=int(np.count_nonzero(wrong_scale)),
         max_scale_error=float(error.max()),
-        first_wrong=f"{name}, {place(int(np.argmax(wrong)) // GROUP, trained.shape[1])}" if wrong.any() else None,
+        first_wrong=f"{name}, {place(first, trained.shape[1], groups)}" if wrong.any() else None,
     )
 
 
-def count_changed(trained: F32, kind: ExactType) -> int:
-    """How many of the trained weights float32[rows, k], alpha not rounded, the type cannot hold but for that rounding.
+def holds(trained: F32, kind: ExactType) -> bool:
+    """Whether the type holds all the trained weights float32[rows, k], alpha not rounded, but for that rounding."""
+    if trained.shape[1] % kind.block:
+        return False
+    # in blocks that are held no other scale than the largest magnitude comes in question
+    return all((_kept(w, m, m.max(axis=1), kind) == kind.block).all() for w, m in _parts(trained, kind))
 
-    Its scales are taken to be the largest of each block. k is a multiple of the block.
+
+def count_changed(trained: F32, kind: ExactType) -> int:
+    """How many of the trained weights float32[rows, k], alpha not rounded, the type changes at least.
+
+    Rounding alpha does not count. Each block has the scale, and each group the zero, that keep most of its weights as
+    they are: no bytes keep more. k is a multiple of the block.
     """
-    alpha = _largest(trained, kind.block)
-    return int(np.count_nonzero(_differ(kind.nearest(trained), trained, alpha) | _uneven(trained, alpha)))
+    return trained.size - sum(int(_most_kept(w, m, kind).sum()) for w, m in _parts(trained, kind))
+
+
+def _parts(trained: F32, kind: ExactType) -> Iterator[tuple[F32, U16]]:
+    """The matrix, some blocks at a time: weights in fours float32[n, block], and their magnitudes as bits of fp16."""
+    rows = max(1, _PART // trained.shape[1])
+    for start in range(0, len(trained), rows):
+        weights = to_fours(trained[start : start + rows], kind.groups or "consecutive").reshape(-1, kind.block)
+        yield weights, _in_fp16(np.abs(weights)).view(np.uint16)
+
+
+def _kept(weights: F32, magnitudes: U16, scale: U16, kind: ExactType) -> I64:
+    """int64[n]: how many weights of each block float32[n, block] a type can give back with the scales uint16[n]."""
+    zero = weights == 0
+    same = (magnitudes == scale[:, None]) & ~zero
+    anywhere: I64 = (zero | same).sum(axis=1)
+    if kind.groups is None:
+        return anywhere
+    # a group keeps one of its zeros, and three of its other weights
+    zeros, others = (part.reshape(len(weights), -1, GROUP).sum(axis=2) for part in (zero, same))
+    in_groups = (np.minimum(zeros, 1) + np.minimum(others, GROUP - 1)).sum(axis=1)
+    return np.where(scale == 0, anywhere, in_groups)  # under a scale of 0 all are zeros
+
+
+def _most_kept(weights: F32, magnitudes: U16, kind: ExactType) -> I64:
+    """int64[n]: ``_kept`` with the best of all scales."""
+    candidates = np.sort(magnitudes, axis=1)
+    best = _kept(weights, magnitudes, np.zeros(len(weights), dtype=np.uint16), kind)
+    for i in range(kind.block):
+        new = candidates[:, i] != (candidates[:, i - 1] if i else 0)
+        if new.any():
+            best[new] = np.maximum(best[new], _kept(weights[new], magnitudes[new], candidates[new, i], kind))
+    return best
 
 
 def _largest(trained: F32, block: int) -> F32:

@@ -23,6 +23,7 @@ def test_baked_sherry(floats, granularity):
     found = quantize(floats, granularity)
     grid = detect(expand(found.codes, found.scales))
     assert grid.kind is Kind.SHERRY
+    assert grid.groups == ("consecutive",)
     assert grid.granularity == granularity
     assert grid.zeros == 0.25
 
@@ -40,12 +41,32 @@ def test_float_weights(floats):
     assert detect(floats).granularity is None
 
 
-def test_stride_16(floats):
+@pytest.mark.parametrize(
+    "granularity",
+    [Granularity("per_group", n) for n in (64, 128, 256)] + [Granularity("per_channel"), Granularity("per_tensor")],
+)
+def test_groups_of_weights_16_apart(floats, granularity):
+    found = quantize(floats, granularity)
     # the same weights, but the groups' members 16 apart in every 64
-    found = quantize(floats, Granularity("per_group", 256))
-    consecutive = expand(found.codes, found.scales)
-    strided = consecutive.reshape(16, 8, 16, 4).swapaxes(2, 3).reshape(16, 512)
-    assert detect(strided).kind is Kind.STRIDE_16
+    strided = expand(found.codes, found.scales).reshape(16, 8, 16, 4).swapaxes(2, 3).reshape(16, 512)
+    strided[2, 256:] = 0
+    grid = detect(strided)
+    assert (grid.kind, grid.groups, grid.granularity) == (Kind.SHERRY, ("stride16",), granularity)
+
+
+def test_both_kinds_of_groups():
+    """Zeros in every neighbourhood and at every place of 16, once; and where all weights are zeros."""
+    weights = np.ones((2, 256), dtype=np.float32)
+    for run in range(4):
+        for four in range(16):  # place four // 4 of its neighbours: 4 * (four % 4) + four // 4 are 16 places
+            weights[:, 64 * run + 4 * four + four // 4] = 0
+    for given in (weights, np.zeros_like(weights)):
+        grid = detect(given)
+        assert (grid.kind, grid.groups) == (Kind.SHERRY, ("consecutive", "stride16"))
+
+
+def test_rows_too_short_for_weights_16_apart():
+    assert detect(np.tile(np.array([0, 1, -1, 1], dtype=np.float32), (4, 24))).groups == ("consecutive",)
 
 
 def test_dense_ternary(floats):
@@ -53,6 +74,7 @@ def test_dense_ternary(floats):
     ternary = np.clip(np.round(floats / scale), -1, 1) * scale
     grid = detect(ternary.astype(np.float32))
     assert grid.kind is Kind.TERNARY
+    assert grid.groups == ()
     assert grid.granularity == Granularity("per_tensor")
 
 

@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from sherry_gguf import blocks
+from sherry_gguf.blocks import expand
 from sherry_gguf.errors import SherryError
 from sherry_gguf.format import PATTERNS
+from sherry_gguf.groups import from_fours
 from sherry_gguf.quantize import Granularity, quantize
 
 
@@ -138,3 +140,37 @@ def test_shapes_that_cannot_be():
         quantize(np.ones((2, 192), dtype=np.float32))
     with pytest.raises(SherryError, match="group_size 6 "):
         quantize(np.ones((2, 192), dtype=np.float32), Granularity("per_group", 6))
+
+
+@pytest.mark.parametrize("size", [64, 128, 256, 512])
+def test_groups_of_weights_16_apart(size):
+    """One weight at a time: the smallest of g, g + 16, g + 32, g + 48 of each 64 is zeroed, alpha is of ``size``."""
+    w = np.random.default_rng(size).standard_normal((3, 512)).astype(np.float32)
+    found = quantize(w, Granularity("per_group", size), groups="stride16")
+    assert found.groups == "stride16"
+    expected = np.empty_like(w)
+    for row in range(3):
+        for start in range(0, 512, size):
+            run = w[row, start : start + size].astype(np.float64)
+            kept = np.ones(size, dtype=bool)
+            for g in range(size // 4):
+                members = [g // 16 * 64 + g % 16 + 16 * p for p in range(4)]
+                kept[min(members, key=lambda i: abs(run[i]))] = False
+            alpha = np.float32(np.abs(run[kept]).sum() / (0.75 * size))
+            expected[row, start : start + size] = np.sign(run) * kept * alpha
+    assert np.array_equal(from_fours(expand(found.codes, found.scales), "stride16"), expected)
+
+
+def test_what_does_not_fit_weights_16_apart():
+    w = np.ones((2, 160), dtype=np.float32)
+    with pytest.raises(SherryError, match="rows of 160 weights are no multiple of 64"):
+        quantize(w, Granularity("per_channel"), groups="stride16")
+    w = np.random.default_rng(0).standard_normal((2, 256)).astype(np.float32)
+    with pytest.raises(SherryError, match="group_size 32 does not divide rows of 256 weights into stride16 groups"):
+        quantize(w, Granularity("per_group", 32), groups="stride16")
+    w[1, [70, 86]] = 0
+    with pytest.raises(SherryError, match=r"1 groups .* row 1, group 22 \(weights 70, 86, 102, 118\)"):
+        quantize(w, Granularity("per_group", 256), groups="stride16")
+    w[1, 86] = np.nan
+    with pytest.raises(SherryError, match=r"not finite, the first in row 1, group 22 \(weights 70, 86, 102, 118\)"):
+        quantize(w, Granularity("per_group", 256), groups="stride16")

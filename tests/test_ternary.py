@@ -110,7 +110,7 @@ def test_q4_0_of_any_other_block_is_gguf_pys(pinned_gguf, quantize):
 
 def test_the_list_is_in_order_of_size(pinned_gguf):
     sizes = [kind.block_bytes * 8 / kind.block for kind in EXACT_TYPES]
-    assert sizes == sorted(sizes) == [1.375, 1.6875, 2.0625, 2.25, 4.5]
+    assert sizes == sorted(sizes) == [1.3125, 1.375, 1.6875, 2.0625, 2.25, 4.5]
     for kind in EXACT_TYPES:
         qtype = pinned_gguf.GGMLQuantizationType[kind.name]
         assert pinned_gguf.GGML_QUANT_SIZES[qtype] == (kind.block, kind.block_bytes)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sherry_gguf import stq1_0
 from sherry_gguf.blocks import expand, pack
-from sherry_gguf.exact import BY_NAME, EXACT_TYPES, SHERRY
-from sherry_gguf.format import BLOCK_BYTES, QS_BYTES
+from sherry_gguf.exact import BY_NAME, EXACT_TYPES, SHERRY, STQ1_0
+from sherry_gguf.format import BLOCK_BYTES, PATTERNS, QS_BYTES
+from sherry_gguf.groups import from_fours, to_fours
 from sherry_gguf.quantize import Granularity, quantize
-from sherry_gguf.weight_check import WeightCheck, compare, count_changed
+from sherry_gguf.weight_check import WeightCheck, compare, count_changed, holds
 
 ROWS, K = 5, 384
 NAME = "blk.0.attn_q.weight"
@@ -108,33 +110,94 @@ def test_other_types(name, other_types):
     assert compare(NAME, data, weights, kind).first_wrong is None
 
 
+CONSECUTIVE = [kind for kind in EXACT_TYPES if kind.groups != "stride16"]
+ANYWHERE = [kind for kind in EXACT_TYPES if kind.groups is None]
+
+
+def changed_by(kinds, weights):
+    """name -> how many weights change; that ``holds`` says the same is checked on the way."""
+    changed = {kind.name: count_changed(weights, kind) for kind in kinds}
+    assert [holds(weights, kind) for kind in kinds] == [n == 0 for n in changed.values()]
+    return changed
+
+
 def test_scales_that_differ_within_a_block():
     """Of 512 weights a run of 128 has another alpha: SHERRY holds it, larger blocks change the smaller of the two."""
     latent = np.random.default_rng(13).normal(size=(ROWS, 512)).astype(np.float32)
     grid = quantize(latent, Granularity("per_channel"))
     scales = np.ones_like(grid.scales)
-    weights = expand(grid.codes, scales)
-    assert [count_changed(weights, kind) for kind in EXACT_TYPES] == [0] * 5
-    scales[2, 1] = 0.5
-    changed = {kind.name: count_changed(expand(grid.codes, scales), kind) for kind in EXACT_TYPES}
-    assert changed == {"SHERRY": 0, "TQ1_0": 96, "TQ2_0": 96, "Q2_0": 0, "Q4_0": 0}
-    scales[2, 1] = 2
-    assert count_changed(expand(grid.codes, scales), BY_NAME["TQ2_0"]) == 96
+    assert not any(changed_by(CONSECUTIVE, expand(grid.codes, scales)).values())
+    for other in (0.5, 2):
+        scales[2, 1] = other
+        changed = changed_by(CONSECUTIVE, expand(grid.codes, scales))
+        assert changed == {"SHERRY": 0, "TQ1_0": 96, "TQ2_0": 96, "Q2_0": 0, "Q4_0": 0}
     # one alpha in fp16, though not in float32
     scales[2, 1] = 1.0001
-    assert [count_changed(expand(grid.codes, scales), kind) for kind in EXACT_TYPES] == [0] * 5
+    assert not any(changed_by(CONSECUTIVE, expand(grid.codes, scales)).values())
     # an empty run is held beside any other
     scales[2, 1] = 0
-    assert [count_changed(expand(grid.codes, scales), kind) for kind in EXACT_TYPES] == [0] * 5
+    assert not any(changed_by(CONSECUTIVE, expand(grid.codes, scales)).values())
 
 
-def test_sherry_alone_minds_its_grid():
+def test_groups_of_weights_16_apart_are_held_by_all_but_sherry():
+    latent = np.random.default_rng(14).normal(size=(ROWS, 512)).astype(np.float32)
+    grid = quantize(latent, Granularity("per_group", 256), groups="stride16")
+    weights = from_fours(expand(grid.codes, grid.scales), "stride16")
+    changed = changed_by(EXACT_TYPES, weights)
+    assert 0 < changed.pop("SHERRY") < weights.size // 2
+    assert not any(changed.values())
+    # an empty run beside another: four zeros of a group cannot stay, one can
+    weights[1, 128:256] = 0
+    changed = changed_by(EXACT_TYPES, weights)
+    assert changed["STQ1_0"] == 96
+    assert changed["TQ2_0"] == changed["Q4_0"] == 0
+
+
+def test_grids_are_minded_by_the_types_that_have_one():
     weights = np.tile(np.array([0, 1, 1, -1], dtype=np.float32), (1, 128))
     weights[0, 32:64] = 0
-    changed = [count_changed(weights, kind) for kind in EXACT_TYPES]
-    assert changed[0] > 0
-    assert EXACT_TYPES[0] is SHERRY
-    assert changed[1:] == [0] * 4
+    changed = changed_by(EXACT_TYPES, weights)
+    # SHERRY must make three of four zeros something. With STQ1_0's groups each column of 16 is one weight of every
+    # neighbourhood: a group is all zeros or has none, or both by halves.
+    assert changed["SHERRY"] == 24
+    assert changed["STQ1_0"] > 0
+    assert not any(changed_by(ANYWHERE, weights).values())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_bytes_keep_more_weights(seed):
+    """Every scale and every code of a group are tried, in a block of few kinds of weights at random."""
+    rng = np.random.default_rng(seed)
+    weights = rng.choice([0, 0, 1, -1, 0.5, -0.5, 0.25], (2, 256), p=rng.dirichlet(np.ones(7))).astype(np.float32)
+    for kind in (STQ1_0, SHERRY):
+        fours = to_fours(weights, kind.groups).reshape(-1, kind.block // 4, 1, 1, 4)
+        scales = np.array([0, 1, 0.5, 0.25], dtype=np.float32).reshape(-1, 1, 1)
+        kept = (fours == scales * PATTERNS).sum(axis=-1).max(axis=-1).sum(axis=1)  # [blocks, scales]
+        assert count_changed(weights, kind) == weights.size - kept.max(axis=1).sum()
+
+
+def test_rows_that_are_no_whole_blocks_are_not_held():
+    weights = np.tile(np.array([0, 1, 1, -1], dtype=np.float32), (2, 48))
+    assert [kind.name for kind in EXACT_TYPES if holds(weights, kind)] == ["Q2_0", "Q4_0"]
+
+
+def test_a_wrong_group_of_weights_16_apart_is_located():
+    latent = np.random.default_rng(15).normal(size=(ROWS, 512)).astype(np.float32)
+    grid = quantize(latent, Granularity("per_group", 256), groups="stride16")
+    weights = from_fours(expand(grid.codes, grid.scales), "stride16")
+    data = stq1_0.pack(grid.codes, grid.scales[:, ::2])
+    found = compare(NAME, data, weights, STQ1_0)
+    assert (found.weights, found.scales, found.first_wrong) == (weights.size, ROWS * 2, None)
+    assert (found.wrong_weights, found.wrong_scales) == (0, 0)
+    assert 0 < found.max_scale_error <= 2.0**-11
+    data[3, 42 + 32] ^= 1 << 5  # block 1, sign of group 5
+    found = compare(NAME, data, weights, STQ1_0)
+    assert (found.wrong_weights, found.wrong_scales) == (3, 0)
+    assert found.first_wrong == f"{NAME}, row 3, group 69 (weights 261, 277, 293, 309)"
+    data[0, 40] ^= 1
+    found = compare(NAME, data, weights, STQ1_0)
+    assert (found.wrong_weights, found.wrong_scales) == (3, 1)
+    assert found.first_wrong == f"{NAME}, row 0, group 0 (weights 0, 16, 32, 48)"
 
 
 def test_a_scale_that_the_blocks_of_a_type_have_and_the_trained_weights_have_not(other_types):

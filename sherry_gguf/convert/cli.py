@@ -12,10 +12,12 @@ from rich.console import Console
 
 from sherry_gguf.checkpoint import check_regex, parse_granularity
 from sherry_gguf.convert.pipeline import convert
+from sherry_gguf.convert.plan import DEFAULT_GROUP_SIZE
 from sherry_gguf.convert.report import print_report
 from sherry_gguf.convert.types import (
     AUTO,
     DEFAULT_EMBEDDING_TYPE,
+    DEFAULT_OUTTYPE,
     LIBRARY_TYPES,
     NUMPY_TYPES,
     OUTTYPES,
@@ -26,6 +28,7 @@ from sherry_gguf.convert.types import (
 )
 from sherry_gguf.errors import SherryError
 from sherry_gguf.format import BLOCK
+from sherry_gguf.groups import GROUPS, STRIDE
 from sherry_gguf.quantize import Granularity
 
 _TYPES = (
@@ -44,9 +47,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     types.add_argument(
         "--outtype",
         metavar="TYPE",
-        default=OUTTYPES[0],
+        default=DEFAULT_OUTTYPE,
         help=f"of the Sherry layers, exact or refused: {', '.join(OUTTYPES[:-1])}, or {AUTO}, which takes for each "
-        f"tensor the smallest that is exact (default %(default)s; the others need no patched llama.cpp)",
+        f"tensor the smallest that is exact (default %(default)s; all but it and stq1_0 need no patched llama.cpp)",
     )
     types.add_argument("--token-embedding-type", metavar="TYPE", help=f"default {DEFAULT_EMBEDDING_TYPE}")
     types.add_argument(
@@ -79,7 +82,16 @@ def configure_source(parser: argparse.ArgumentParser) -> None:
         "--granularity", choices=("per_group", "per_channel", "per_tensor"), help="which weights share a scale"
     )
     source.add_argument(
-        "--group-size", type=int, metavar="N", help=f"weights per scale for per_group (default {BLOCK})"
+        "--group-size",
+        type=int,
+        metavar="N",
+        help=f"weights per scale for per_group (default {BLOCK}, {DEFAULT_GROUP_SIZE['stride16']} with stride16)",
+    )
+    source.add_argument(
+        "--grid",
+        choices=GROUPS,
+        help=f"which weights have one zero in every 4, of latent ones: 4 neighbours as Sherry was published, or "
+        f"{STRIDE} apart as in STQ1_0 (default {GROUPS[0]}; that of baked weights is seen)",
     )
     source.add_argument(
         "--sherry-layers",
@@ -99,7 +111,8 @@ def granularity_of(args: argparse.Namespace) -> Granularity | None:
     if args.granularity is None and args.group_size is None:
         return None
     if args.granularity in (None, "per_group"):
-        return parse_granularity("per_group", BLOCK if args.group_size is None else args.group_size)
+        default = DEFAULT_GROUP_SIZE[args.grid or GROUPS[0]]
+        return parse_granularity("per_group", default if args.group_size is None else args.group_size)
     if args.group_size is not None:
         raise SherryError(f"--group-size belongs to per_group, not to {args.granularity}")
     return parse_granularity(args.granularity)
@@ -122,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
             granularity=granularity_of(args),
             sherry_layers=layers_of(args),
             allow_lossy=args.allow_lossy,
+            groups=args.grid,
             types=TypeChoice(
                 args.token_embedding_type and parse_type(args.token_embedding_type),
                 args.output_tensor_type and parse_type(args.output_tensor_type),

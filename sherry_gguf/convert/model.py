@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from sherry_gguf import stq1_0
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert.bake import bake, relative_error
 from sherry_gguf.convert.plan import Plan
@@ -158,11 +159,12 @@ def _sherry_class(base: Any, job: Job) -> Any:
                         f"choose another type for it (--tensor-type, --token-embedding-type, --output-tensor-type)"
                     )
             if self.exact and not job.as_trained:
-                # as upstream names a file by the type of most tensors; SHERRY goes first, as not every reader has it
+                # as upstream names a file by the type of most tensors; first go those that not every reader has
                 counts = Counter(stored[name].name for name in self.exact)
-                main = TYPE_NAME if TYPE_NAME in counts else counts.most_common(1)[0][0]
+                rare = [name for name in (TYPE_NAME, stq1_0.TYPE_NAME) if name in counts]
+                main = rare[0] if rare else counts.most_common(1)[0][0]
                 self.ftype = gguf.LlamaFileType[f"MOSTLY_{main}"]
-                if main == TYPE_NAME:
+                if TYPE_NAME in counts:
                     self.gguf_writer.add_uint32(VERSION_KEY, VERSION)
 
     return SherryModel
@@ -212,7 +214,7 @@ def _lazy(lazy_type: Any, job: Job, name: str) -> Any:
     def load_baked(name: str) -> torch.Tensor:
         with naming(name):
             weights = job.checkpoint.load(name)
-            baked = bake(weights, layer.source, job.plan.granularity, fp16_scales=not job.as_trained)
+            baked = bake(weights, layer, job.plan.granularity, fp16_scales=not job.as_trained)
             if layer.source == "lossy":
                 job.losses[name] = relative_error(weights, baked)
             return baked

@@ -21,6 +21,7 @@ from sherry_gguf.convert.types import OUTPUT, TypeChoice
 from sherry_gguf.convert.verify import verify as verify_file
 from sherry_gguf.errors import SherryError
 from sherry_gguf.gguf_types import use_exact_q4_0
+from sherry_gguf.groups import Groups
 from sherry_gguf.quantize import Granularity
 
 
@@ -32,6 +33,7 @@ def convert(
     granularity: Granularity | None = None,
     sherry_layers: str | None = None,
     allow_lossy: bool = False,
+    groups: Groups | None = None,
     types: TypeChoice | None = None,
     model_name: str | None = None,
     metadata: Path | None = None,
@@ -46,7 +48,8 @@ def convert(
     granularity    declares latent weights to be Sherry's, and wins over config.json
     sherry_layers  regex of the checkpoint's names of the quantized linear layers, and wins over config.json
     allow_lossy    quantize weights that are not Sherry's all the same
-    types          of the file's tensors; the values written are those of SHERRY's blocks in whatever type
+    groups         of which weights, for latent ones, and wins over config.json; those of baked ones are seen
+    types          of the file's tensors; the values written are those of exact blocks in whatever type
     force          replace an existing outfile (only once the new file is complete and verified)
     dry_run        write nothing
 
@@ -62,7 +65,7 @@ def convert(
     use_exact_q4_0()
 
     checkpoint = Checkpoint(model, config_dir)
-    job = Job(checkpoint, make_plan(checkpoint, granularity, sherry_layers, allow_lossy), types)
+    job = Job(checkpoint, make_plan(checkpoint, granularity, sherry_layers, allow_lossy, groups), types)
     with _upstream_errors(model):
         settled = settle(job, outfile or _directory_for(model), progress)
         job = replace(job, sherry_types=settled.types)

@@ -6,17 +6,21 @@ import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 
+from sherry_gguf import stq1_0
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.errors import SherryError, naming
 from sherry_gguf.format import BLOCK
 from sherry_gguf.grid import Grid, Kind, detect
+from sherry_gguf.groups import STRIDE, Groups
 from sherry_gguf.quantize import Granularity
 
 _SAMPLE_ROWS = 64
+
+DEFAULT_GROUP_SIZE: Final[dict[Groups, int]] = {"consecutive": BLOCK, "stride16": stq1_0.BLOCK}
 
 Source = Literal["latent", "baked", "lossy"]
 
@@ -29,12 +33,15 @@ class Layer:
     baked   on the grid already: codes and scales are read off
     lossy   a plain model's weights, which the user allowed to be changed
 
-    span: the weights of a row that share a scale and would lie in one block; 128 where SHERRY's blocks fit. That of
-    baked layers is read off a sample of rows.
+    span    the weights of a row that share a scale and would lie in one block; 128 where SHERRY's blocks fit
+    groups  of which weights; a baked layer's may fit both kinds
+
+    Those of baked layers are read off a sample of rows.
     """
 
     source: Source
     span: int
+    groups: tuple[Groups, ...]
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,9 @@ class Plan:
         count = {source: sources.count(source) for source in ("latent", "baked", "lossy")}
         parts = [f"{n} {source}" for source, n in count.items() if n]
         scales = "" if count["baked"] == len(self.layers) else f", scales {self.granularity}"
-        return f"{' and '.join(parts)} Sherry layers{scales}"
+        apart = sum("consecutive" not in layer.groups for layer in self.layers.values())
+        stride = f", {apart} of them with groups of weights {STRIDE} apart" if apart else ""
+        return f"{' and '.join(parts)} Sherry layers{scales}{stride}"
 
 
 def make_plan(
@@ -57,11 +66,13 @@ def make_plan(
     granularity: Granularity | None = None,
     sherry_layers: str | None = None,
     allow_lossy: bool = False,
+    groups: Groups | None = None,
 ) -> Plan:
     """Decide for every Sherry layer how it is read.
 
     granularity: what the user declares; it wins over config.json, and tells that latent weights are Sherry's.
     allow_lossy: quantize what would be refused; what is Sherry's is still read as it was trained.
+    groups: of latent weights, if not as config.json has it; those of baked ones are seen, and refused if others.
     Raises SherryError for a checkpoint that is not Sherry, saying what was seen and what would fit.
     """
     sherry_layers = checkpoint.declared_layers() if sherry_layers is None else sherry_layers
@@ -82,20 +93,30 @@ def make_plan(
     if floats and declared is None and not allow_lossy:
         raise SherryError(_undeclared(checkpoint, floats, len(names)))
 
-    granularity = declared or Granularity()
+    contradicting = [n for n, g in grids.items() if groups is not None and g.groups and groups not in g.groups]
+    if contradicting:
+        raise SherryError(
+            f"{checkpoint.path}: {len(contradicting)} of {len(names)} layers, the first {contradicting[0]}, are baked "
+            f"with {grids[contradicting[0]].groups[0]} groups; --grid is for latent weights"
+        )
+
+    groups = groups or checkpoint.declared_groups()
+    granularity = declared or Granularity("per_group", DEFAULT_GROUP_SIZE[groups])
+    only_declared: tuple[Groups, ...] = (groups,)
     layers: dict[str, Layer] = {}
     source: Source
     for name, grid in grids.items():
         rows, row_length = checkpoint.info(name).shape[-2:]
+        scales, kinds = granularity, only_declared
         if grid.kind is Kind.SHERRY:
-            source, scales = "baked", grid.granularity or granularity
+            source, scales, kinds = "baked", grid.granularity or granularity, grid.groups
         elif grid.kind in latents and declared is not None:
-            source, scales = "latent", granularity
+            source = "latent"
         else:
-            source, scales = "lossy", granularity
+            source = "lossy"
         with naming(name):
-            run = scales.run_length(rows, row_length)
-        layers[name] = Layer(source, math.gcd(run, row_length, BLOCK))
+            run = scales.run_length(rows, row_length, kinds[0])
+        layers[name] = Layer(source, math.gcd(run, row_length, BLOCK), kinds)
     return Plan(layers, granularity)
 
 
@@ -118,7 +139,6 @@ def _grid(checkpoint: Checkpoint, name: str) -> Grid:
 
 
 _FITS = {
-    Kind.STRIDE_16: "type STQ1_0 of llama.cpp PR 22836 has this grid",
     Kind.TERNARY: "TQ2_0 or TQ1_0 hold such weights (llama.cpp's convert_hf_to_gguf.py --outtype tq2_0)",
     Kind.SPARSE: "if these are Sherry's latents with their zeros applied, declare it (--granularity)",
 }
@@ -141,7 +161,8 @@ def _undeclared(checkpoint: Checkpoint, floats: list[str], total: int) -> str:
     if len(floats) == total:
         return (
             f"{checkpoint.path}: all {total} layers hold {Kind.FLOAT.value}, and config.json does not say that they "
-            f"were trained with Sherry; if they were, say how (--granularity per_group --group-size 128); "
+            f"were trained with Sherry; if they were, say how (--granularity per_group --group-size 128; "
+            f"for the groups of STQ1_0 --granularity per_group --grid stride16); "
             f"--allow-lossy quantizes a plain model, and changes it"
         )
     return (

@@ -14,17 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from sherry_gguf.convert import misfit
 from sherry_gguf.convert.model import Job, open_model, take_tensors
-from sherry_gguf.convert.types import AUTO
-from sherry_gguf.errors import SherryError, naming
-from sherry_gguf.exact import BY_NAME, EXACT_TYPES, SHERRY, ExactType
-from sherry_gguf.weight_check import count_changed
+from sherry_gguf.exact import BY_NAME, EXACT_TYPES, SHERRY
+from sherry_gguf.weight_check import holds
 
 F32 = npt.NDArray[np.float32]
 
-# llama.cpp has these without the patch.
-_UPSTREAM = [kind for kind in EXACT_TYPES if kind is not SHERRY]
-_ANY = "F16"  # holds every fp16 number
 _SLOW, _FAST = "Q2_0", "TQ2_0"
 
 
@@ -39,9 +35,8 @@ class Settled:
 def settle(job: Job, outfile: Path, progress: bool = False) -> Settled:
     """Find the types of the tensors that nobody chose another type for.
 
-    Memory: one tensor. Raises SherryError for the first that the type asked for would change.
+    Memory: one tensor. Raises SherryError if the type asked for would change any, once all were looked at.
     """
-    outtype = job.types.outtype
     if _is_sherry_throughout(job):
         return Settled()
     import gguf
@@ -50,50 +45,36 @@ def settle(job: Job, outfile: Path, progress: bool = False) -> Settled:
     as_trained.prepare_tensors()
     tensors = take_tensors(as_trained)
     names = [name for name in tensors if name in as_trained.exact]
+    asked = BY_NAME.get(job.types.outtype.upper())  # none for auto
     types: dict[str, str] = {}
+    seen = []
     faster = 0
     for name in tqdm(names, desc="Settling types", unit="tensor", disable=not progress):
         values = gguf.LazyNumpyTensor.to_eager(tensors.pop(name).tensor)
         weights = values.reshape(-1, values.shape[-1])
-        with naming(name):
-            types[name] = _smallest(weights) if outtype == AUTO else _asked_for(weights, BY_NAME[outtype.upper()])
-        faster += outtype != AUTO and types[name] == _SLOW and _holds(BY_NAME[_FAST], weights)
+        if asked is None:
+            types[name] = _smallest(weights)
+            continue
+        seen.append(misfit.look_at(name, weights, asked))
+        types[name] = asked.name
+        faster += asked.name == _SLOW and holds(weights, BY_NAME[_FAST])
+    if asked is not None:
+        misfit.require_none(seen, asked)
     return Settled(types, _notes(list(types.values()), faster))
 
 
 def _is_sherry_throughout(job: Job) -> bool:
-    """Whether the plan tells already that all Sherry layers are SHERRY.
+    """Whether SHERRY was asked for, and the plan tells already that all Sherry layers are.
 
-    It knows baked layers by a sample of rows. ``auto`` looks at all; asked for SHERRY, its packing refuses the others.
+    It knows baked layers by a sample of rows; SHERRY's packing refuses any that are not.
     """
-    outtype, layers = job.types.outtype, job.plan.layers.values()
-    if outtype not in (SHERRY.name.lower(), AUTO) or any(layer.span != SHERRY.block for layer in layers):
-        return False
-    return outtype != AUTO or all(layer.source != "baked" for layer in layers)
-
-
-def _holds(kind: ExactType, weights: F32) -> bool:
-    return weights.shape[1] % kind.block == 0 and count_changed(weights, kind) == 0
+    return job.types.outtype == SHERRY.name.lower() and all(
+        layer.span == SHERRY.block and layer.groups == (SHERRY.groups,) for layer in job.plan.layers.values()
+    )
 
 
 def _smallest(weights: F32) -> str:
-    return next((kind.name for kind in EXACT_TYPES if _holds(kind, weights)), _ANY)
-
-
-def _asked_for(weights: F32, kind: ExactType) -> str:
-    """The type's name; SherryError unless it holds float32[rows, k]."""
-    if _holds(kind, weights):
-        return kind.name
-    k = weights.shape[1]
-    if k % kind.block:
-        what = f"rows of {k} weights do not fit {kind.name}"
-    else:
-        what = f"{count_changed(weights, kind):,} of {weights.size:,} weights do not fit {kind.name} and would change"
-    other = next((f"--outtype {other.name.lower()}" for other in _UPSTREAM if _holds(other, weights)), None)
-    raise SherryError(
-        f"{what}: its blocks have {kind.block} weights and one scale; "
-        f"{other or f'--tensor-type REGEX={_ANY.lower()}'} holds this tensor"
-    )
+    return next((kind.name for kind in EXACT_TYPES if holds(weights, kind)), misfit.ANY)
 
 
 def _notes(types: Sequence[str], faster: int) -> list[str]:
@@ -107,6 +88,6 @@ def _notes(types: Sequence[str], faster: int) -> list[str]:
         notes.append(
             f"{faster} of them would be as exact in {_FAST}, which is smaller and fast (--outtype {_FAST.lower()})"
         )
-    if any_type := types.count(_ANY):
-        notes.append(f"{any_type} tensors fit no ternary type, and are stored as {_ANY}")
+    if any_type := types.count(misfit.ANY):
+        notes.append(f"{any_type} tensors fit no ternary type, and are stored as {misfit.ANY}")
     return notes

@@ -19,6 +19,7 @@ DEFAULT_EMBEDDING_TYPE = "q8_0"
 # Of the Sherry layers: each a type that holds them exactly, or for every tensor the smallest that does.
 AUTO = "auto"
 OUTTYPES = (*(kind.name.lower() for kind in EXACT_TYPES), AUTO)
+DEFAULT_OUTTYPE = TYPE_NAME.lower()
 
 TOKEN_EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"
@@ -74,7 +75,7 @@ class TypeChoice:
     token_embedding: str | None = None
     output: str | None = None
     overrides: Sequence[tuple[str, str]] = ()
-    outtype: str = OUTTYPES[0]
+    outtype: str = DEFAULT_OUTTYPE
 
     def for_tensor(self, name: str, *, is_sherry: bool) -> str | None:
         """The type of a weight of two or more dimensions; None: as it is stored in the checkpoint.

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
     logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)  # the conversion has shown its warnings
     report = parity(
-        Source(args.model, args.config, granularity_of(args), layers_of(args), args.allow_lossy),
+        Source(args.model, args.config, granularity_of(args), layers_of(args), args.allow_lossy, args.grid),
         args.gguf,
         args.text,
         Limits(args.max_ppl_diff, args.max_kld, args.min_top1),

@@ -30,6 +30,7 @@ from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.errors import SherryError
+from sherry_gguf.groups import Groups
 from sherry_gguf.parity import measure, reference, runtime, weights
 from sherry_gguf.parity.report import Limits, Report, Step, TokenCheck
 from sherry_gguf.quantize import Granularity
@@ -47,6 +48,7 @@ class Source:
     granularity: Granularity | None = None
     sherry_layers: str | None = None
     allow_lossy: bool = False
+    groups: Groups | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def parity(
     if not gguf.is_file():
         raise SherryError(f"{gguf}: no such file")
     checkpoint = Checkpoint(source.model, source.config_dir)
-    plan = make_plan(checkpoint, source.granularity, source.sherry_layers, source.allow_lossy)
+    plan = make_plan(checkpoint, source.granularity, source.sherry_layers, source.allow_lossy, source.groups)
     tokens = reference.tokenize(checkpoint, _read(text))
     chunks = measure.cut(tokens.tokens, ctx_size, tokens.bos, max_chunks)
     if len(chunks) == 0:
@@ -164,6 +166,7 @@ def _convert(source: Source, outfile: Path, types: TypeChoice) -> None:
         granularity=source.granularity,
         sherry_layers=source.sherry_layers,
         allow_lossy=source.allow_lossy,
+        groups=source.groups,
         types=types,
         verify=False,
     )

@@ -108,13 +108,57 @@ def test_only_the_layers_that_config_json_declares_are_quantized(checkpoint):
             make_plan(checkpoint(floats(), config={**SHERRY, "sherry_layers": value}))
 
 
-@pytest.mark.parametrize(("matrix", "message"), [(strided, "16 apart.*STQ1_0"), (ternary, "dense ternary.*TQ2_0")])
-def test_other_grids_are_refused_with_what_fits(checkpoint, matrix, message):
+def groups(plan) -> list[tuple[str, ...]]:
+    return [layer.groups for layer in plan.layers.values()]
+
+
+def test_another_grid_is_refused_with_what_fits(checkpoint):
     for config in ({}, SHERRY):
-        with pytest.raises(SherryError, match=message) as caught:
-            make_plan(checkpoint(matrix(), matrix(), config=config))
+        with pytest.raises(SherryError, match=r"dense ternary.*TQ2_0") as caught:
+            make_plan(checkpoint(ternary(), ternary(), config=config))
         assert "2 of 2 layers, the first model.layers.0.mlp.up_proj.weight" in str(caught.value)
-    assert sources(make_plan(checkpoint(matrix()), allow_lossy=True)) == ["lossy"]
+    assert sources(make_plan(checkpoint(ternary()), allow_lossy=True)) == ["lossy"]
+
+
+def test_the_groups_of_baked_weights_are_seen(checkpoint):
+    empty = np.zeros((128, 256), dtype=np.float32)
+    plan = make_plan(checkpoint(baked(), strided(), empty))
+    assert sources(plan) == ["baked"] * 3
+    assert groups(plan) == [("consecutive",), ("stride16",), ("consecutive", "stride16")]
+    assert plan.summary() == "3 baked Sherry layers, 1 of them with groups of weights 16 apart"
+
+
+def test_a_grid_that_baked_weights_do_not_have_is_refused(checkpoint):
+    """A key of config.json is not, as no other is."""
+    mixed = checkpoint(baked(), strided(), config={"sherry_grid": "stride16"})
+    assert groups(make_plan(mixed)) == [("consecutive",), ("stride16",)]
+    with pytest.raises(
+        SherryError, match=r"1 of 2 layers, the first model\.layers\.0\..* baked with consecutive groups"
+    ):
+        make_plan(mixed, groups="stride16")
+    with pytest.raises(SherryError, match=r"the first model\.layers\.1\..* baked with stride16 groups"):
+        make_plan(mixed, groups="consecutive")
+
+
+def test_the_groups_of_latents_are_declared(checkpoint):
+    config = {**SHERRY, "granularity": "per_group", "group_size": 256}
+    assert groups(make_plan(checkpoint(floats(), config=config))) == [("consecutive",)]
+    assert groups(make_plan(checkpoint(floats(), config=config), groups="stride16")) == [("stride16",)]
+    declared = checkpoint(floats(), config={**config, "sherry_grid": "stride16"})
+    assert groups(make_plan(declared)) == [("stride16",)]
+    assert make_plan(declared).granularity == Granularity("per_group", 256)
+    assert groups(make_plan(declared, groups="consecutive")) == [("consecutive",)]
+    for value in ("stride8", 16, None):
+        with pytest.raises(SherryError, match=r"config\.json: sherry_grid is .*, none of consecutive, stride16"):
+            make_plan(checkpoint(floats(), config={**config, "sherry_grid": value}))
+
+
+def test_a_grid_alone_declares_no_latents_but_a_forced_model_takes_its_scales(checkpoint):
+    with pytest.raises(SherryError, match=r"--granularity per_group --grid stride16"):
+        make_plan(checkpoint(floats()), groups="stride16")
+    plan = make_plan(checkpoint(floats()), allow_lossy=True, groups="stride16")
+    assert (sources(plan), groups(plan)) == (["lossy"], [("stride16",)])
+    assert plan.granularity == Granularity("per_group", 256)
 
 
 def test_allow_lossy_still_reads_what_is_declared_as_it_was_trained(checkpoint):

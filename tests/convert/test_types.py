@@ -20,10 +20,10 @@ def test_unknown_types(text):
 
 
 def test_types_of_sherry_layers():
-    assert OUTTYPES == ("sherry", "tq1_0", "tq2_0", "q2_0", "q4_0", "auto")
+    assert OUTTYPES == ("stq1_0", "sherry", "tq1_0", "tq2_0", "q2_0", "q4_0", "auto")
     assert [parse_outtype(t) for t in ("Q2_0", "AUTO")] == ["q2_0", "auto"]
     assert TypeChoice().outtype == "sherry"
-    with pytest.raises(SherryError, match="'q4_K' is no type for Sherry layers; known are sherry, tq1_0"):
+    with pytest.raises(SherryError, match="'q4_K' is no type for Sherry layers; known are stq1_0, sherry, tq1_0"):
         parse_outtype("q4_K")
 
 
