@@ -4,7 +4,7 @@
 
 #include "ggml-cpu/quants.h" // before ggml-common.h: it chooses what that declares
 #include "ggml-common.h"
-#include "ggml-cpu/sherry/sherry.h"
+#include "ggml-cpu/sherry/stq1.h"
 #include "ggml-cpu/sherry/tile.h"
 
 #include <stdlib.h>
@@ -15,6 +15,7 @@
 
 static block_sherry    row[BLOCKS];
 static block_q8_sherry x[BLOCKS];
+static block_stq1_0    stq1[N/QK_STQ1_0];
 static block_tq2_0     tq2_0[N/QK_K];
 static block_q8_K      q8_K[N/QK_K];
 static float           floats[N];
@@ -50,6 +51,8 @@ int main(int argc, char ** argv) {
     for (int i = 0; i < calls; ++i) {
         if (strcmp(what, "row") == 0) {
             ggml_vec_dot_sherry_q8_sherry_neon(N, &s, 0, row, 0, x, 0, 1);
+        } else if (strcmp(what, "stq1_0") == 0) {
+            ggml_vec_dot_stq1_0_q8_stq1_0_neon(N, &s, 0, stq1, 0, x, 0, 1);
         } else if (strcmp(what, "tq2_0") == 0) {
             ggml_vec_dot_tq2_0_q8_K(N, &s, 0, tq2_0, 0, q8_K, 0, 1);
         } else if (strcmp(what, "quantize") == 0) {

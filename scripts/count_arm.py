@@ -35,6 +35,7 @@ TILE_ROWS = 32
 UNITS = {
     "tq2_0": N / 256,
     "row": N / 256,
+    "stq1_0": N / 256,
     **{f"tile{tokens}": N / 256 * TILE_ROWS * tokens for tokens in (1, 2, 4)},
     "quantize": N / 256,
     "tables": N / 256,
@@ -43,6 +44,7 @@ UNITS = {
 TITLES = {
     "tq2_0": "TQ2_0, row by row (upstream)",
     "row": "SHERRY, row by row",
+    "stq1_0": "STQ1_0, row by row",
     **{f"tile{tokens}": f"SHERRY, tiles, {tokens} token{'s'[: tokens > 1]}" for tokens in (1, 2, 4)},
     "quantize": "256 activations to Q8_SHERRY",
     "tables": "256 activations to tables",

@@ -1,6 +1,6 @@
 // The NEON kernels beside the generic ones, with equality: compiled for several flags and run by test_arm.py.
 
-#include "ggml-cpu/sherry/sherry.h"
+#include "ggml-cpu/sherry/stq1.h"
 #include "ggml-cpu/sherry/tile.h"
 #include "ggml-impl.h"
 
@@ -24,7 +24,8 @@
 #define START      1000 // what results are added to
 
 size_t ggml_row_size(enum ggml_type type, int64_t n) {
-    return type == GGML_TYPE_SHERRY ? n/QK_SHERRY*sizeof(block_sherry) : 0;
+    return type == GGML_TYPE_SHERRY ? n/QK_SHERRY*sizeof(block_sherry) :
+           type == GGML_TYPE_STQ1_0 ? n/QK_STQ1_0*sizeof(block_stq1_0) : 0;
 }
 
 static uint32_t random_bits(void) {
@@ -145,6 +146,39 @@ static void check_row(enum kind kind, int r, int t, int n_blocks) {
     free(y);
 }
 
+// The same bytes as the halves of STQ1_0 blocks, with activations in their order: the sums are those of the rows above.
+static void check_stq1_row(enum kind kind, int r, int t, int n_blocks) {
+    block_sherry    * sherry = malloc(2*n_blocks*sizeof(*sherry));
+    char            * room   = malloc(n_blocks*sizeof(block_stq1_0) + 2);
+    block_stq1_0    * x      = (block_stq1_0 *) (room + 1 - (uintptr_t) room%2); // odd
+    block_q8_sherry * y      = malloc(2*n_blocks*sizeof(*y));
+    fill_row(kind, r, 2*n_blocks, sherry);
+    fill_activations(kind, t, 2*n_blocks, y);
+    for (int b = 0; b < n_blocks; ++b) {
+        memcpy(sherry[2*b + 1].d, sherry[2*b].d, sizeof(sherry->d));
+        ggml_stq1_from_sherry(sherry + 2*b, x + b);
+    }
+    int32_t expected_sums[2*MAX_BLOCKS], generic[2*MAX_BLOCKS], neon[2*MAX_BLOCKS];
+    ggml_sherry_isums_generic(2*n_blocks*QK_SHERRY, expected_sums, sherry, y);
+    ggml_stq1_isums_generic  (2*n_blocks*QK_SHERRY, generic,       x,      y);
+    ggml_stq1_isums_neon     (2*n_blocks*QK_SHERRY, neon,          x,      y);
+    for (int i = 0; i < 2*n_blocks; ++i) {
+        CHECK(generic[i] == expected_sums[i] && neon[i] == expected_sums[i],
+              "kind %d, row %d, half block %d: %d, generic %d, not %d", kind, r, i, neon[i], generic[i], expected_sums[i]);
+    }
+    double tolerance;
+    const double sum = expected(0, 2*n_blocks, sherry, y, &tolerance);
+    float s, dispatched;
+    ggml_vec_dot_stq1_0_q8_stq1_0_neon(n_blocks*QK_STQ1_0, &s, 0, x, 0, y, 0, 1);
+    CHECK(fabs((double) s - sum) <= (kind == SCALED ? tolerance : 0), "kind %d, %d blocks: %g, not %g", kind, n_blocks,
+          (double) s, sum);
+    ggml_vec_dot_stq1_0_q8_stq1_0(n_blocks*QK_STQ1_0, &dispatched, 0, x, 0, y, 0, 1);
+    CHECK(s == dispatched, "another kernel is used");
+    free(sherry);
+    free(room);
+    free(y);
+}
+
 //
 // activations
 //
@@ -159,6 +193,14 @@ static void check_quantized(const float * x, int n_blocks) {
     for (int b = 0; b < n_blocks; ++b) {
         CHECK(memcmp(reference + b, neon + b, sizeof(reference[b])) == 0, "block %d of %d, largest %g", b, n_blocks,
               (double) reference[b].d*127);
+        CHECK(memcmp(neon + b, dispatched + b, sizeof(neon[b])) == 0, "another kernel is used");
+    }
+    quantize_row_q8_stq1_0_ref (x, reference,  n_blocks*QK_SHERRY);
+    quantize_row_q8_stq1_0_neon(x, neon,       n_blocks*QK_SHERRY);
+    quantize_row_q8_stq1_0     (x, dispatched, n_blocks*QK_SHERRY);
+    for (int b = 0; b < n_blocks; ++b) {
+        CHECK(memcmp(reference + b, neon + b, sizeof(reference[b])) == 0, "STQ1_0: block %d of %d, largest %g", b,
+              n_blocks, (double) reference[b].d*127);
         CHECK(memcmp(neon + b, dispatched + b, sizeof(neon[b])) == 0, "another kernel is used");
     }
 }
@@ -268,6 +310,7 @@ int main(void) {
         for (int i = 0; i < 4; ++i) {
             for (int r = 0; r < 32; ++r) {
                 check_row(kind, r, r%4, lengths[i]);
+                check_stq1_row(kind, r, r%4, lengths[i]);
             }
             for (int k = 0; k < 2; ++k) {
                 for (int n_tiles = 1; n_tiles <= min(kernels[k]->max_tiles, MAX_TILES); ++n_tiles) {

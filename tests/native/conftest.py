@@ -19,6 +19,25 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
 
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of weights, and the order that its activations have."""
+
+    name: str
+    prefix: str  # of the names of its functions
+    type_id: int
+    block: int
+    block_bytes: int
+    order: npt.NDArray[np.int64]  # [128]: byte i of a block of activations is activation order[i]
+
+
+_plane, _place = np.divmod(np.arange(BLOCK), BLOCK // GROUP)
+_group = _place % 16 * 2 + _place // 16  # of half a block of STQ1_0: the even ones, then the odd ones
+
+SHERRY = Kind("sherry", "sherry", TYPE_ID, BLOCK, BLOCK_BYTES, 4 * _place + _plane)
+STQ1_0 = Kind("stq1_0", "stq1", 43, 256, 42, _group // 16 * 64 + _group % 16 + 16 * _plane)
+
 # block_q8_sherry of ggml-sherry.h
 ACTIVATIONS = np.dtype([("d", np.float32), ("sum", np.int32), ("qs", np.int8, BLOCK)])
 
@@ -65,13 +84,14 @@ class Ggml:
     base: ctypes.CDLL
     cpu: ctypes.CDLL
 
-    def quantize(self, weights: F32, importance: F32 | None = None) -> U8:
-        """float32[rows, k] (and importance float32[k]) -> blocks uint8[rows, k/128*22]."""
+    def quantize(self, weights: F32, importance: F32 | None = None, kind: Kind = SHERRY) -> U8:
+        """float32[rows, k] (and importance float32[k]) -> blocks, of SHERRY uint8[rows, k/128*22]."""
         rows, k = weights.shape
-        out = np.full((rows, k // BLOCK * BLOCK_BYTES), 0xCC, dtype=np.uint8)
+        out = np.full((rows, k // kind.block * kind.block_bytes), 0xCC, dtype=np.uint8)
         weights = np.ascontiguousarray(weights, dtype=np.float32)
-        self.base.quantize_sherry.restype = ctypes.c_size_t
-        size = self.base.quantize_sherry(
+        function = getattr(self.base, f"quantize_{kind.name}")
+        function.restype = ctypes.c_size_t
+        size = function(
             pointer(weights),
             pointer(out),
             ctypes.c_int64(rows),
@@ -81,15 +101,16 @@ class Ggml:
         assert size == out.nbytes
         return out
 
-    def dequantize(self, blocks: U8) -> F32:
+    def dequantize(self, blocks: U8, kind: Kind = SHERRY) -> F32:
         rows, row_bytes = blocks.shape
-        out = np.empty((rows, row_bytes // BLOCK_BYTES * BLOCK), dtype=np.float32)
-        self.base.dequantize_row_sherry(pointer(blocks), pointer(out), ctypes.c_int64(out.size))
+        out = np.empty((rows, row_bytes // kind.block_bytes * kind.block), dtype=np.float32)
+        getattr(self.base, f"dequantize_row_{kind.name}")(pointer(blocks), pointer(out), ctypes.c_int64(out.size))
         return out
 
-    def changed_groups(self, weights: F32) -> int:
-        self.base.ggml_sherry_changed_groups.restype = ctypes.c_int64
-        changed: int = self.base.ggml_sherry_changed_groups(pointer(weights), ctypes.c_int64(weights.size))
+    def changed_groups(self, weights: F32, kind: Kind = SHERRY) -> int:
+        function = getattr(self.base, f"ggml_{kind.prefix}_changed_groups")
+        function.restype = ctypes.c_int64
+        changed: int = function(pointer(weights), ctypes.c_int64(weights.size))
         return changed
 
     def is_valid(self, type_id: int, data: npt.NDArray[Any]) -> bool:
@@ -97,40 +118,44 @@ class Ggml:
         valid: bool = self.base.ggml_validate_row_data(type_id, pointer(data), ctypes.c_size_t(data.nbytes))
         return valid
 
-    def activations(self, kernel: Kernel, x: F32) -> npt.NDArray[np.void]:
+    def activations(self, kernel: Kernel, x: F32, kind: Kind = SHERRY) -> npt.NDArray[np.void]:
         """float32[k] -> ACTIVATIONS[k/128]."""
-        in_cpu = f"quantize_row_q8_sherry_{kernel}"
-        function = self.base.quantize_row_q8_sherry_ref if kernel == "generic" else getattr(self.cpu, in_cpu)
+        name = f"quantize_row_q8_{kind.name}"
+        generic = kernel == "generic"
+        function = getattr(self.base, f"{name}_ref") if generic else getattr(self.cpu, f"{name}_{kernel}")
         out = np.zeros(x.size // BLOCK, dtype=ACTIVATIONS)
         function(pointer(x), pointer(out), ctypes.c_int64(x.size))
         return out
 
     @staticmethod
-    def pack_activations(lanes: npt.NDArray[np.int8]) -> npt.NDArray[np.void]:
+    def pack_activations(lanes: npt.NDArray[np.int8], kind: Kind = SHERRY) -> npt.NDArray[np.void]:
         """int8[n, 128] in the order of the weights -> ACTIVATIONS[n] of scale 1."""
         x = np.zeros(len(lanes), dtype=ACTIVATIONS)
-        x["qs"] = lanes.reshape(-1, BLOCK // GROUP, GROUP).transpose(0, 2, 1).reshape(-1, BLOCK)
+        x["qs"] = lanes[:, kind.order]
         x["sum"] = lanes.sum(axis=1, dtype=np.int32)
         x["d"] = 1
         return x
 
     @staticmethod
-    def unpack_activations(x: npt.NDArray[np.void]) -> npt.NDArray[np.int8]:
+    def unpack_activations(x: npt.NDArray[np.void], kind: Kind = SHERRY) -> npt.NDArray[np.int8]:
         """ACTIVATIONS[n] -> int8[n, 128] in the order of the weights, without their scale."""
-        lanes: npt.NDArray[np.int8] = x["qs"].reshape(-1, GROUP, BLOCK // GROUP).transpose(0, 2, 1).reshape(-1, BLOCK)
+        lanes = np.empty((x.size, BLOCK), np.int8)
+        lanes[:, kind.order] = x["qs"]
         return lanes
 
-    def integer_sums(self, kernel: Kernel, row: U8, x: npt.NDArray[np.void]) -> npt.NDArray[np.int32]:
+    def integer_sums(
+        self, kernel: Kernel, row: U8, x: npt.NDArray[np.void], kind: Kind = SHERRY
+    ) -> npt.NDArray[np.int32]:
         """One row of blocks and its activations -> int32[k/128], the sums inside vec_dot."""
         out = np.empty(x.size, dtype=np.int32)
-        function = getattr(self.cpu, f"ggml_sherry_isums_{kernel}")
+        function = getattr(self.cpu, f"ggml_{kind.prefix}_isums_{kernel}")
         function(x.size * BLOCK, pointer(out), pointer(row), pointer(x))
         return out
 
-    def vec_dot(self, kernel: Kernel, row: U8, x: npt.NDArray[np.void]) -> float:
+    def vec_dot(self, kernel: Kernel, row: U8, x: npt.NDArray[np.void], kind: Kind = SHERRY) -> float:
         out = np.empty(1, dtype=np.float32)
         zero = ctypes.c_size_t(0)
-        function = getattr(self.cpu, f"ggml_vec_dot_sherry_q8_sherry_{kernel}")
+        function = getattr(self.cpu, f"ggml_vec_dot_{kind.name}_q8_{kind.name}_{kernel}")
         function(x.size * BLOCK, pointer(out), zero, pointer(row), zero, pointer(x), zero, 1)
         return float(out[0])
 
@@ -141,19 +166,20 @@ class Ggml:
         tiles: bool = False,
         threads: int = 2,
         permute: tuple[int, int, int, int] | None = None,
+        kind: Kind = SHERRY,
     ) -> F32:
-        """Result of one ggml operator. uint8 operands are SHERRY blocks [..., k/128*22], in rows or in tiles. With
+        """Result of one ggml operator. uint8 operands are blocks, of SHERRY [..., k/128*22], in rows or in tiles. With
         ``permute``, axis i of the second operand (0 is the last one of NumPy) becomes axis permute[i] first."""
         with contextlib.ExitStack() as stack:
             context: _Context = stack.enter_context(_Context(self.base))
             tensors = []
             for operand in operands:
                 if tiles and operand.dtype == np.uint8:
-                    tiled = stack.enter_context(self.tiled(operand.shape))
+                    tiled = stack.enter_context(self.tiled(operand.shape, kind))
                     tiled.set(0, np.ascontiguousarray(operand).reshape(-1))
                     tensors.append(tiled.handle)
                 else:
-                    tensors.append(context.tensor(operand))
+                    tensors.append(context.tensor(operand, kind))
             if permute:
                 tensors[1] = context.call("permute", context.handle, ctypes.c_void_p(tensors[1]), *permute)
             result = context.call(operator, context.handle, *map(ctypes.c_void_p, tensors))
@@ -163,10 +189,10 @@ class Ggml:
             return context.read(result)
 
     @contextlib.contextmanager
-    def tiled(self, shape: tuple[int, ...]) -> Iterator[TiledTensor]:
-        """A SHERRY tensor of blocks [..., k/128*22] in the buffer type that keeps it in tiles."""
+    def tiled(self, shape: tuple[int, ...], kind: Kind = SHERRY) -> Iterator[TiledTensor]:
+        """A tensor of blocks, of SHERRY [..., k/128*22], in the buffer type that keeps it in tiles."""
         with _Context(self.base, memory=False) as context:
-            tensor = context.new_tensor(TYPE_ID, [*shape[:-1], shape[-1] // BLOCK_BYTES * BLOCK])
+            tensor = context.new_tensor(kind.type_id, [*shape[:-1], shape[-1] // kind.block_bytes * kind.block])
             self.cpu.ggml_backend_cpu_sherry_buffer_type.restype = ctypes.c_void_p
             buffer_type = ctypes.c_void_p(self.cpu.ggml_backend_cpu_sherry_buffer_type())
             buffer = ctypes.c_void_p(context.call("backend_alloc_ctx_tensors_from_buft", context.handle, buffer_type))
@@ -226,11 +252,11 @@ class _Context:
         tensor: int = self.call("new_tensor", self.handle, type_id, len(shape), ne)
         return tensor
 
-    def tensor(self, array: npt.NDArray[Any]) -> int:
+    def tensor(self, array: npt.NDArray[Any], kind: Kind = SHERRY) -> int:
         shape = list(array.shape)
         if array.dtype == np.uint8:
-            shape[-1] = shape[-1] // BLOCK_BYTES * BLOCK
-        tensor = self.new_tensor({"u": TYPE_ID, "f": GGML_TYPE_F32, "i": GGML_TYPE_I32}[array.dtype.kind], shape)
+            shape[-1] = shape[-1] // kind.block_bytes * kind.block
+        tensor = self.new_tensor({"u": kind.type_id, "f": GGML_TYPE_F32, "i": GGML_TYPE_I32}[array.dtype.kind], shape)
         array = np.ascontiguousarray(array)
         ctypes.memmove(self.call("get_data", ctypes.c_void_p(tensor)), array.ctypes.data, array.nbytes)
         return tensor
@@ -269,6 +295,11 @@ def kernel(request: pytest.FixtureRequest, ggml: Ggml) -> Kernel:
     name: Kernel = request.param
     skip_without(ggml, name, hasattr(ggml.cpu, f"ggml_vec_dot_sherry_q8_sherry_{name}"))
     return name
+
+
+@pytest.fixture
+def stq1_0() -> Kind:
+    return STQ1_0
 
 
 @pytest.fixture(params=TILE_KERNELS)

@@ -57,7 +57,7 @@ def test_kernels_equal_the_generic_ones(
     runtime: llama_cpp.Build, compiler: list[str], emulator: list[str], tmp_path: Path, flags: str
 ) -> None:
     ggml = runtime.source / "ggml"
-    sources = [PROGRAM, ggml / "src/ggml-sherry.c", *sorted((ggml / "src/ggml-cpu/sherry").glob("*.c"))]
+    sources = [PROGRAM, ggml / "src/ggml-sherry.c", ggml / "src/ggml-stq1.c", *sorted((ggml / "src/ggml-cpu/sherry").glob("*.c"))]
     includes = [f"-I{ggml / folder}" for folder in ("include", "src", "src/ggml-cpu")]
     options = ["-std=c11", "-D_GNU_SOURCE", "-O2", flags]
     command = [*compiler, *options, *includes, *sources, "-o", tmp_path / "arm", "-lm"]
@@ -76,5 +76,6 @@ def test_instruction_counts(runtime: llama_cpp.Build, repository: Path) -> None:
     for name in CROSS:
         upstream = counts["tq2_0"][name]
         assert counts["row"][name] < 1.4 * upstream
+        assert counts["stq1_0"][name] < 1.4 * upstream
         assert counts["tile1"][name] < 0.5 * upstream
         assert counts["tile4"][name] < 0.42 * upstream

@@ -198,7 +198,7 @@ def test_a_later_format_is_refused(runtime: llama_cpp.Build, sherry_gguf_file: P
     assert f"{VERSION_KEY} is {VERSION + 1}, this program reads up to {VERSION}" in done.stderr
 
 
-@pytest.mark.parametrize("type_id", [43, 100, 511, 513, 514, -1])
+@pytest.mark.parametrize("type_id", [44, 100, 511, 513, 514, 515, -1])
 def test_a_type_that_is_not_known_is_refused_in_words(
     runtime: llama_cpp.Build, sherry_gguf_file: Path, tmp_path: Path, type_id: int
 ) -> None:

@@ -16,14 +16,15 @@ pytestmark = pytest.mark.runtime
 
 # Buffers of exactly the size needed, blocks at an odd address: a read or write beside them ends the program.
 MAIN = """
-#include "ggml-cpu/sherry/sherry.h"
+#include "ggml-cpu/sherry/stq1.h"
 #include "ggml-cpu/sherry/tile.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 size_t ggml_row_size(enum ggml_type type, int64_t n) {
-    return type == GGML_TYPE_SHERRY ? n/QK_SHERRY*sizeof(block_sherry) : 0;
+    return type == GGML_TYPE_SHERRY ? n/QK_SHERRY*sizeof(block_sherry) :
+           type == GGML_TYPE_STQ1_0 ? n/QK_STQ1_0*sizeof(block_stq1_0) : 0;
 }
 
 // n_tiles tiles times n_tokens rows of activations: each kernel gives what the generic one gives, scales being 1
@@ -132,6 +133,40 @@ static void check(int n, float special) {
     free(w); free(room); free(y); free(sums);
 }
 
+static void check_stq1(int n, float special) {
+    const int nb = n/QK_STQ1_0;
+    float   * w    = malloc(n*sizeof(float));
+    char    * room = malloc(nb*sizeof(block_stq1_0) + 1);
+    void    * x    = room + 1;
+    void    * y    = malloc(2*nb*sizeof(block_q8_sherry));
+    int32_t * sums = malloc(2*nb*sizeof(int32_t));
+    float s;
+    for (int i = 0; i < n; ++i) {
+        w[i] = (float) rand()/RAND_MAX - 0.5f;
+    }
+    w[n - 1] = special;
+    quantize_stq1_0(w, x, 1, n, w);
+    ggml_validate_stq1_0(x, nb);
+    ggml_stq1_changed_groups(w, n);
+    quantize_row_stq1_0(w, x, n);
+    quantize_row_q8_stq1_0(w, y, n);
+    quantize_row_q8_stq1_0_ref(w, y, n);
+    ggml_stq1_isums_generic(n, sums, x, y);
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+    int32_t * simd = malloc(2*nb*sizeof(int32_t));
+    ggml_stq1_isums_avx2(n, simd, x, y);
+    if (memcmp(sums, simd, 2*nb*sizeof(int32_t)) != 0) {
+        abort();
+    }
+    free(simd);
+#endif
+    ggml_vec_dot_stq1_0_q8_stq1_0_generic(n, &s, 0, x, 0, y, 0, 1);
+    ggml_vec_dot_stq1_0_q8_stq1_0(n, &s, 0, x, 0, y, 0, 1);
+    memset(x, 0xFF, nb*sizeof(block_stq1_0));
+    dequantize_row_stq1_0(x, w, n);
+    free(w); free(room); free(y); free(sums);
+}
+
 int main(void) {
 #if defined(BEST)
     if (strcmp(ggml_sherry_best_tile_kernel()->name, BEST) != 0) {
@@ -142,6 +177,8 @@ int main(void) {
     for (int i = 0; i < 5; ++i) {
         check(128, special[i]);
         check(640, special[i]);
+        check_stq1(256, special[i]);
+        check_stq1(1280, special[i]);
     }
     const char * kernels[] = { "generic", "avx2", "avx512", "neon" };
     for (int k = 0; k < 4; ++k) {
@@ -190,7 +227,7 @@ def runs_here(name: str) -> bool:
 def compile_and_run(source: Path, compiler: list[str], folder: Path, flags: list[str]) -> None:
     (folder / "main.c").write_text(MAIN, encoding="ascii")
     ggml = source / "ggml"
-    sources = [folder / "main.c", ggml / "src/ggml-sherry.c", *sorted((ggml / "src/ggml-cpu/sherry").glob("*.c"))]
+    sources = [folder / "main.c", ggml / "src/ggml-sherry.c", ggml / "src/ggml-stq1.c", *sorted((ggml / "src/ggml-cpu/sherry").glob("*.c"))]
     includes = [f"-I{ggml / name}" for name in ("include", "src", "src/ggml-cpu")]
     command = [*compiler, *SANITIZE, *flags, *includes, *sources, "-o", folder / "check", "-lm"]
     subprocess.run([str(part) for part in command], check=True)

@@ -19,15 +19,18 @@ def run(runtime: llama_cpp.Build, program: str, *arguments: str) -> str:
 
 
 def test_quantize_fns(runtime: llama_cpp.Build) -> None:
-    assert "Testing sherry" in run(runtime, "test-quantize-fns", "-v")
+    output = run(runtime, "test-quantize-fns", "-v")
+    assert "Testing sherry" in output
+    assert "Testing stq1_0" in output
 
 
 def test_gguf(runtime: llama_cpp.Build) -> None:
     run(runtime, "test-gguf")
 
 
+@pytest.mark.parametrize("kind", ["sherry", "stq1_0"])
 @pytest.mark.parametrize("operator", ["MUL_MAT", "MUL_MAT_ID", "GET_ROWS", "SET_ROWS", "CPY"])
-def test_backend_ops(runtime: llama_cpp.Build, operator: str) -> None:
+def test_backend_ops(runtime: llama_cpp.Build, operator: str, kind: str) -> None:
     """The CPU against itself: that no shape crashes. test_operators.py compares with float64."""
-    output = run(runtime, "test-backend-ops", "test", "-b", "CPU", "-o", operator, "-p", "sherry")
-    assert "sherry" in output
+    output = run(runtime, "test-backend-ops", "test", "-b", "CPU", "-o", operator, "-p", kind)
+    assert kind in output

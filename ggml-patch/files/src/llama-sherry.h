@@ -1,8 +1,8 @@
 #pragma once
 
-// What the loader and llama-quantize do for tensors of type SHERRY.
+// What the loader and llama-quantize do for tensors of types SHERRY and STQ1_0.
 
-#include "../ggml/src/ggml-sherry.h"
+#include "../ggml/src/ggml-stq1.h"
 #include "ggml.h"
 #include "gguf.h"
 #include "llama-impl.h"
@@ -32,20 +32,22 @@ static inline void llama_sherry_check_version(const gguf_context * ctx) {
 
 // throws where rows are not whole blocks: a type asked for by name is not replaced, as one chosen by a mix is
 static inline void llama_sherry_check_rows(const ggml_tensor * tensor, ggml_type type) {
-    if (type == GGML_TYPE_SHERRY && tensor->ne[0] % QK_SHERRY != 0) {
+    if ((type == GGML_TYPE_SHERRY || type == GGML_TYPE_STQ1_0) && tensor->ne[0] % ggml_blck_size(type) != 0) {
         throw std::runtime_error(std::string(tensor->name) + " has rows of " + std::to_string(tensor->ne[0]) +
-            " weights, and sherry's blocks have " + std::to_string(QK_SHERRY) + ": choose another type for it");
+            " weights, and " + ggml_type_name(type) + "'s blocks have " + std::to_string(ggml_blck_size(type)) +
+            ": choose another type for it");
     }
 }
 
-// groups of n weights that type SHERRY changes to what they are not
+// groups of n weights that one of the types changes to what they are not
 static inline int64_t llama_sherry_changed_groups(ggml_type type, const float * weights, int64_t n) {
-    return type == GGML_TYPE_SHERRY ? ggml_sherry_changed_groups(weights, n) : 0;
+    return type == GGML_TYPE_SHERRY ? ggml_sherry_changed_groups(weights, n) :
+           type == GGML_TYPE_STQ1_0 ? ggml_stq1_changed_groups(weights, n) : 0;
 }
 
 static inline void llama_sherry_warn_changed(const char * name, int64_t n_groups) {
     if (n_groups > 0) {
-        LLAMA_LOG_WARN("%s: in %" PRId64 " groups of 4, zeros became weights (sherry allows one zero), or weights zeros "
+        LLAMA_LOG_WARN("%s: in %" PRId64 " groups of 4, zeros became weights (one of four is zero), or weights zeros "
             "(their scale is too small for fp16)\n", name, n_groups);
     }
 }

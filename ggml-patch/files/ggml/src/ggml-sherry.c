@@ -16,8 +16,10 @@ static void set_d(block_sherry * x, uint16_t d) {
 }
 
 //
-// quantization
+// quantization: a run of n weights, in groups of 4, shares a scale
 //
+
+#define MAX_RUN_GROUPS (2*SHERRY_GROUPS)
 
 static double magnitude(float w) {
     return (double) fabsf(w);
@@ -34,25 +36,25 @@ static int zero_position(const float * w) {
     return zero;
 }
 
-static void zero_positions(const float * w, uint8_t zero[SHERRY_GROUPS]) {
-    for (int g = 0; g < SHERRY_GROUPS; ++g) {
+static void zero_positions(const float * w, int n, uint8_t * zero) {
+    for (int g = 0; g < n/4; ++g) {
         zero[g] = (uint8_t) zero_position(w + 4*g);
     }
 }
 
 // alpha of the published trainer: the mean magnitude of the kept weights.
-static float mean_kept(const float * w, const uint8_t zero[SHERRY_GROUPS]) {
+static float mean_kept(const float * w, int n, const uint8_t * zero) {
     double sum = 0;
-    for (int i = 0; i < QK_SHERRY; ++i) {
+    for (int i = 0; i < n; ++i) {
         if (i%4 != zero[i/4]) {
             sum += magnitude(w[i]);
         }
     }
-    return (float) (sum/(3*SHERRY_GROUPS));
+    return (float) (sum/(3*(n/4)));
 }
 
 // A weight of 0 that is kept counts as positive. A scale that rounds to 0 makes the block all zero bytes.
-static void encode(const float * w, const uint8_t zero[SHERRY_GROUPS], uint16_t d, block_sherry * y) {
+static void encode(const float * w, const uint8_t * zero, uint16_t d, block_sherry * y) {
     memset(y, 0, sizeof(*y));
     if (d == 0) {
         return;
@@ -72,18 +74,18 @@ static void encode(const float * w, const uint8_t zero[SHERRY_GROUPS], uint16_t 
     set_d(y, d);
 }
 
-static bool is_finite_block(const float * w) {
+static bool is_finite(const float * w, int n) {
     double sum = 0; // of floats: only a weight that is not finite makes it so
-    for (int i = 0; i < QK_SHERRY; ++i) {
+    for (int i = 0; i < n; ++i) {
         sum += magnitude(w[i]);
     }
     return isfinite(sum);
 }
 
 // Every group has one zero, and all other weights the same magnitude.
-static bool is_on_grid(const float * w, const uint8_t zero[SHERRY_GROUPS]) {
+static bool is_on_grid(const float * w, int n, const uint8_t * zero) {
     const float a = fabsf(w[zero[0] == 0]);
-    for (int i = 0; i < QK_SHERRY; ++i) {
+    for (int i = 0; i < n; ++i) {
         if (fabsf(w[i]) != (i%4 == zero[i/4] ? 0.0f : a)) {
             return false;
         }
@@ -108,11 +110,11 @@ static int weighted_zero_position(const float * w, const float * m, double d) {
 
 // Minimizes sum(m*(w - d*q)^2): the best zeros for a scale, the best scale for these zeros, until no zero moves. Neither
 // step raises the error, so this ends; the bound is for rounding. `zero` holds the start. Returns the scale.
-static float fit(const float * w, const float * m, float d, uint8_t zero[SHERRY_GROUPS]) {
+static float fit(const float * w, const float * m, int n, float d, uint8_t * zero) {
     for (int iter = 0; iter < 16; ++iter) {
         double sum_mw = 0;
         double sum_m  = 0;
-        for (int i = 0; i < QK_SHERRY; ++i) {
+        for (int i = 0; i < n; ++i) {
             if (i%4 != zero[i/4]) {
                 sum_mw += (double) m[i]*magnitude(w[i]);
                 sum_m  += (double) m[i];
@@ -122,7 +124,7 @@ static float fit(const float * w, const float * m, float d, uint8_t zero[SHERRY_
             d = (float) (sum_mw/sum_m);
         }
         bool moved = false;
-        for (int g = 0; g < SHERRY_GROUPS; ++g) {
+        for (int g = 0; g < n/4; ++g) {
             const uint8_t best = (uint8_t) weighted_zero_position(w + 4*g, m + 4*g, (double) d);
             moved |= best != zero[g];
             zero[g] = best;
@@ -134,26 +136,31 @@ static float fit(const float * w, const float * m, float d, uint8_t zero[SHERRY_
     return d;
 }
 
-// m: importance of each weight, or NULL.
-static void quantize_block(const float * w, const float * m, block_sherry * y) {
-    if (!is_finite_block(w)) {
-        memset(y, 0, sizeof(*y));
-        set_d(y, 0x7E00); // NaN: validation rejects the block, and so does a reader
+// importance: of each weight, or NULL
+void ggml_sherry_quantize_run(const float * w, const float * importance, int n_blocks, block_sherry * y) {
+    const int n = n_blocks*QK_SHERRY;
+    if (!is_finite(w, n)) {
+        memset(y, 0, n_blocks*sizeof(*y));
+        for (int i = 0; i < n_blocks; ++i) {
+            set_d(y + i, 0x7E00); // NaN: validation rejects the block, and so does a reader
+        }
         return;
     }
-    uint8_t zero[SHERRY_GROUPS];
-    zero_positions(w, zero);
-    uint16_t d = GGML_FP32_TO_FP16(mean_kept(w, zero));
-    if (m && !is_on_grid(w, zero)) {
-        uint8_t fitted_zero[SHERRY_GROUPS];
-        memcpy(fitted_zero, zero, sizeof(zero));
-        const uint16_t fitted_d = GGML_FP32_TO_FP16(fit(w, m, mean_kept(w, zero), fitted_zero));
+    uint8_t zero[MAX_RUN_GROUPS];
+    zero_positions(w, n, zero);
+    uint16_t d = GGML_FP32_TO_FP16(mean_kept(w, n, zero));
+    if (importance && !is_on_grid(w, n, zero)) {
+        uint8_t fitted_zero[MAX_RUN_GROUPS];
+        memcpy(fitted_zero, zero, n/4);
+        const uint16_t fitted_d = GGML_FP32_TO_FP16(fit(w, importance, n, mean_kept(w, n, zero), fitted_zero));
         if (fitted_d != 0) { // otherwise the important weights are too small for fp16: the others need not be lost
-            memcpy(zero, fitted_zero, sizeof(zero));
+            memcpy(zero, fitted_zero, n/4);
             d = fitted_d;
         }
     }
-    encode(w, zero, d, y);
+    for (int i = 0; i < n_blocks; ++i) {
+        encode(w + i*QK_SHERRY, zero + i*SHERRY_GROUPS, d, y + i);
+    }
 }
 
 void quantize_row_sherry_ref(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
@@ -161,7 +168,7 @@ void quantize_row_sherry_ref(const float * GGML_RESTRICT x, void * GGML_RESTRICT
     block_sherry * blocks = y;
 
     for (int64_t i = 0; i < k/QK_SHERRY; ++i) {
-        quantize_block(x + i*QK_SHERRY, NULL, blocks + i);
+        ggml_sherry_quantize_run(x + i*QK_SHERRY, NULL, 1, blocks + i);
     }
 }
 
@@ -171,26 +178,32 @@ size_t quantize_sherry(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst
 
     for (int64_t row = 0; row < nrows; ++row) {
         for (int64_t i = 0; i < n_per_row/QK_SHERRY; ++i) { // whole blocks: dst has no room for another one
-            quantize_block(src + row*n_per_row + i*QK_SHERRY, imatrix ? imatrix + i*QK_SHERRY : NULL, y++);
+            ggml_sherry_quantize_run(src + row*n_per_row + i*QK_SHERRY, imatrix ? imatrix + i*QK_SHERRY : NULL, 1, y++);
         }
     }
     return nrows*ggml_row_size(GGML_TYPE_SHERRY, n_per_row);
 }
 
+int64_t ggml_sherry_changed_in_run(const float * w, int n_blocks) {
+    const int n = n_blocks*QK_SHERRY;
+    uint8_t zero[MAX_RUN_GROUPS];
+    zero_positions(w, n, zero);
+    const float alpha = mean_kept(w, n, zero);
+    if (alpha == 0) {
+        return 0;
+    }
+    const bool lost = GGML_FP32_TO_FP16(alpha) == 0;
+    int64_t changed = 0;
+    for (const float * v = w; v < w + n; v += 4) {
+        changed += lost || (v[0] == 0) + (v[1] == 0) + (v[2] == 0) + (v[3] == 0) > 1;
+    }
+    return changed;
+}
+
 int64_t ggml_sherry_changed_groups(const float * x, int64_t k) {
     int64_t changed = 0;
     for (const float * w = x; w + QK_SHERRY <= x + k; w += QK_SHERRY) {
-        uint8_t zero[SHERRY_GROUPS];
-        zero_positions(w, zero);
-        const float alpha = mean_kept(w, zero);
-        if (alpha == 0) {
-            continue;
-        }
-        const bool lost = GGML_FP32_TO_FP16(alpha) == 0;
-        for (int g = 0; g < SHERRY_GROUPS; ++g) {
-            const float * v = w + 4*g;
-            changed += lost || (v[0] == 0) + (v[1] == 0) + (v[2] == 0) + (v[3] == 0) > 1;
-        }
+        changed += ggml_sherry_changed_in_run(w, 1);
     }
     return changed;
 }
@@ -249,17 +262,23 @@ void dequantize_row_sherry(const void * GGML_RESTRICT x, float * GGML_RESTRICT y
     }
 }
 
+bool ggml_sherry_validate_scale(const char * function, size_t block, const uint8_t d[2]) {
+    if ((d[1] & 0x7C) == 0x7C) {
+        fprintf(stderr, "%s: scale of block %zu is not finite\n", function, block);
+        return false;
+    }
+    if (d[1] & 0x80) {
+        fprintf(stderr, "%s: scale of block %zu is negative\n", function, block);
+        return false;
+    }
+    return true;
+}
+
 bool ggml_validate_sherry(const void * data, size_t nb) {
     const block_sherry * blocks = data;
 
     for (size_t i = 0; i < nb; ++i) {
-        const uint16_t d = get_d(blocks + i);
-        if ((d & 0x7C00) == 0x7C00) {
-            fprintf(stderr, "%s: scale of block %zu is not finite\n", __func__, i);
-            return false;
-        }
-        if (d & 0x8000) {
-            fprintf(stderr, "%s: scale of block %zu is negative\n", __func__, i);
+        if (!ggml_sherry_validate_scale(__func__, i, blocks[i].d)) {
             return false;
         }
     }

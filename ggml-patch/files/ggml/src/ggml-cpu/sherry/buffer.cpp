@@ -4,6 +4,7 @@
 #include "ggml-cpu.h"
 #include "ggml-impl.h"
 #include "mul_mat.h"
+#include "stq1.h"
 #include "tile.h"
 #include "traits.h"
 
@@ -29,6 +30,10 @@ class tensor_traits : public ggml::cpu::tensor_traits {
 
 tensor_traits traits;
 
+bool has_tiles(ggml_type type) {
+    return type == GGML_TYPE_SHERRY || type == GGML_TYPE_STQ1_0;
+}
+
 bool multiplies_tiles(const ggml_tensor * op) {
     return (op->op == GGML_OP_MUL_MAT || op->op == GGML_OP_MUL_MAT_ID) && op->src[0]->buffer &&
            op->src[0]->buffer->buft == ggml_backend_cpu_sherry_buffer_type();
@@ -39,7 +44,7 @@ class extra_buffer_type : public ggml::cpu::extra_buffer_type {
         const ggml_tensor * weights = op->src[0];
         const ggml_tensor * x       = op->src[1];
         // a view might begin or end inside a tile
-        return multiplies_tiles(op) && weights->type == GGML_TYPE_SHERRY && weights->view_src == nullptr &&
+        return multiplies_tiles(op) && has_tiles(weights->type) && weights->view_src == nullptr &&
                ggml_is_contiguous(weights) && x->type == GGML_TYPE_F32 && op->nb[0] == sizeof(float) &&
                (x->buffer == nullptr || ggml_backend_buft_is_host(x->buffer->buft));
     }
@@ -49,62 +54,94 @@ class extra_buffer_type : public ggml::cpu::extra_buffer_type {
             return nullptr;
         }
         // without traits the tiles would be taken for rows
-        GGML_ASSERT(op->src[0]->view_src == nullptr && "a view of a SHERRY matrix in tiles");
+        GGML_ASSERT(op->src[0]->view_src == nullptr && "a view of a matrix in tiles");
         return &traits;
     }
 };
 
-// The bytes of a tensor are runs: 32 rows, which are a tile, and at the end of each matrix the rows that fill none.
+// The bytes of a tensor in a file are runs: 32 rows, which are a tile, and at the end of each matrix single rows.
 struct run {
-    size_t begin;
+    const ggml_tensor * tensor;
+
+    size_t begin; // in the file
     size_t end;
     bool   is_tile;
+    char * kept;
+
+    run(const ggml_tensor * tensor, size_t offset) : tensor(tensor) {
+        const int64_t row    = offset/tensor->nb[1];
+        const int64_t inside = row%tensor->ne[1];
+        is_tile = inside < tensor->ne[1]/SHERRY_TILE_ROWS*SHERRY_TILE_ROWS;
+
+        const int64_t first = is_tile ? row - inside%SHERRY_TILE_ROWS : row;
+        begin = first*tensor->nb[1];
+        end   = begin + (is_tile ? SHERRY_TILE_ROWS : 1)*tensor->nb[1];
+        kept  = (char *) tensor->data + first*n_blocks()*sizeof(block_sherry);
+    }
+
+    size_t n_blocks() const { return tensor->ne[0]/QK_SHERRY; }
+
+    size_t total_blocks() const { return (is_tile ? SHERRY_TILE_ROWS : 1)*n_blocks(); }
+
+    void write(const char * rows) const {
+        if (tensor->type == GGML_TYPE_SHERRY) {
+            pack((const block_sherry *) rows);
+            return;
+        }
+        std::vector<block_sherry> blocks(total_blocks());
+        for (size_t i = 0; i < blocks.size(); i += 2) {
+            ggml_stq1_to_sherry((const block_stq1_0 *) rows + i/2, &blocks[i]);
+        }
+        pack(blocks.data());
+    }
+
+    void read(char * rows) const {
+        if (tensor->type == GGML_TYPE_SHERRY) {
+            unpack((block_sherry *) rows);
+            return;
+        }
+        std::vector<block_sherry> blocks(total_blocks());
+        unpack(blocks.data());
+        for (size_t i = 0; i < blocks.size(); i += 2) {
+            ggml_stq1_from_sherry(&blocks[i], (block_stq1_0 *) rows + i/2);
+        }
+    }
+
+private:
+    void pack(const block_sherry * rows) const {
+        if (!is_tile) {
+            memcpy(kept, rows, n_blocks()*sizeof(block_sherry));
+            return;
+        }
+        for (size_t i = 0; i < n_blocks(); ++i) {
+            ggml_sherry_best_tile_kernel()->pack(rows + i, n_blocks(), kept + i*SHERRY_TILE_BYTES);
+        }
+    }
+
+    void unpack(block_sherry * rows) const {
+        if (!is_tile) {
+            memcpy(rows, kept, n_blocks()*sizeof(block_sherry));
+            return;
+        }
+        for (size_t i = 0; i < n_blocks(); ++i) {
+            ggml_sherry_best_tile_kernel()->unpack(kept + i*SHERRY_TILE_BYTES, rows + i, n_blocks());
+        }
+    }
 };
-
-run run_at(const ggml_tensor * tensor, size_t offset) {
-    const size_t matrix_bytes = tensor->nb[2];
-    const size_t tile_bytes   = SHERRY_TILE_ROWS*tensor->nb[1];
-    const size_t tiled_bytes  = tensor->ne[1]/SHERRY_TILE_ROWS*tile_bytes;
-
-    const size_t matrix = offset/matrix_bytes*matrix_bytes;
-    const size_t inside = offset - matrix;
-    if (inside >= tiled_bytes) {
-        return { matrix + tiled_bytes, matrix + matrix_bytes, false };
-    }
-    const size_t begin = matrix + inside/tile_bytes*tile_bytes;
-    return { begin, begin + tile_bytes, true };
-}
-
-void pack(const ggml_tensor * tensor, const void * rows, void * tile) {
-    const size_t n_blocks = tensor->ne[0]/QK_SHERRY;
-    for (size_t i = 0; i < n_blocks; ++i) {
-        ggml_sherry_best_tile_kernel()->pack((const block_sherry *) rows + i, n_blocks, (char *) tile + i*SHERRY_TILE_BYTES);
-    }
-}
-
-void unpack(const ggml_tensor * tensor, const void * tile, void * rows) {
-    const size_t n_blocks = tensor->ne[0]/QK_SHERRY;
-    for (size_t i = 0; i < n_blocks; ++i) {
-        ggml_sherry_best_tile_kernel()->unpack((const char *) tile + i*SHERRY_TILE_BYTES, (block_sherry *) rows + i, n_blocks);
-    }
-}
 
 // Whole runs go straight to their place; of a run that is written in part, the rest is kept.
 void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     const char * from = (const char *) data - offset;
     std::vector<char> rows(SHERRY_TILE_ROWS*tensor->nb[1]);
     for (size_t at = offset; at < offset + size;) {
-        const run    run = run_at(tensor, at);
+        const run    run(tensor, at);
         const size_t end = std::min(run.end, offset + size);
-        char *       own = (char *) tensor->data + run.begin;
-        if (!run.is_tile) {
-            memcpy((char *) tensor->data + at, from + at, end - at);
-        } else if (at == run.begin && end == run.end) {
-            pack(tensor, from + at, own);
+        if (at == run.begin && end == run.end) {
+            run.write(from + at);
         } else {
-            unpack(tensor, own, rows.data());
+            run.read(rows.data());
             memcpy(rows.data() + (at - run.begin), from + at, end - at);
-            pack(tensor, rows.data(), own);
+            run.write(rows.data());
         }
         at = end;
     }
@@ -114,16 +151,16 @@ void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, 
     char * to = (char *) data - offset;
     std::vector<char> rows(SHERRY_TILE_ROWS*tensor->nb[1]);
     for (size_t at = offset; at < offset + size;) {
-        const run    run = run_at(tensor, at);
+        const run    run(tensor, at);
         const size_t end = std::min(run.end, offset + size);
-        if (run.is_tile) {
-            unpack(tensor, (const char *) tensor->data + run.begin, rows.data());
-            memcpy(to + at, rows.data() + (at - run.begin), end - at);
-        } else {
-            memcpy(to + at, (const char *) tensor->data + at, end - at);
-        }
+        run.read(rows.data());
+        memcpy(to + at, rows.data() + (at - run.begin), end - at);
         at = end;
     }
+}
+
+size_t get_alloc_size(ggml_backend_buffer_type_t, const ggml_tensor * tensor) {
+    return has_tiles(tensor->type) ? ggml_nelements(tensor)/QK_SHERRY*sizeof(block_sherry) : ggml_nbytes(tensor);
 }
 
 const char * get_name(ggml_backend_buffer_type_t) {
@@ -161,7 +198,7 @@ ggml_backend_buffer_type_t ggml_backend_cpu_sherry_buffer_type(void) {
             /* .alloc_buffer   = */ ggml::cpu::sherry::alloc_buffer,
             /* .get_alignment  = */ ggml::cpu::sherry::get_alignment,
             /* .get_max_size   = */ nullptr, // no limit
-            /* .get_alloc_size = */ nullptr, // ggml_nbytes
+            /* .get_alloc_size = */ ggml::cpu::sherry::get_alloc_size,
             /* .is_host        = */ nullptr, // no: nobody else knows tiles
         },
         /* .device  = */ ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0),

@@ -6,7 +6,8 @@
 extern "C" {
 #endif
 
-// Memory for SHERRY weights in tiles. They take the room of the rows that a file has, and are read and written as such.
+// Memory for SHERRY and STQ1_0 weights in tiles. They are read and written as the rows that a file has. SHERRY takes the
+// room of those; a block of STQ1_0 becomes two of SHERRY: 44 bytes, not 42.
 GGML_BACKEND_API ggml_backend_buffer_type_t ggml_backend_cpu_sherry_buffer_type(void);
 
 #ifdef __cplusplus

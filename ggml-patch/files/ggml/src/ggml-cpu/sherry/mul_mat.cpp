@@ -1,7 +1,7 @@
 #include "mul_mat.h"
 
 #include "ggml-impl.h"
-#include "sherry.h"
+#include "stq1.h"
 #include "tile.h"
 
 #include <algorithm>
@@ -50,18 +50,23 @@ struct plan {
 
     const ggml_sherry_tile_kernel * kernel = ggml_sherry_best_tile_kernel();
 
-    int64_t n_blocks; // of a row
+    ggml_from_float_t quantize; // 128 activations, in the order of the weights' type
+
+    int64_t n_blocks; // of a row, of 128 weights
     int64_t n_tiles;  // of a matrix
     int64_t n_rows;   // of activations
     int64_t n_tokens; // columns of results
     int64_t max_panels;
     bool    few;
+    size_t  row_bytes; // of weights, as they are kept
 
     size_t size = 0;
     size_t q8, d, tokens, panels, n_panels, tables; // offsets
 
     plan(int n_threads, ggml_tensor * op) : weights(op->src[0]), x(op->src[1]), ids(op->src[2]), dst(op) {
+        quantize   = weights->type == GGML_TYPE_STQ1_0 ? quantize_row_q8_stq1_0 : quantize_row_q8_sherry;
         n_blocks   = weights->ne[0]/QK_SHERRY;
+        row_bytes  = n_blocks*sizeof(block_sherry);
         n_tiles    = weights->ne[1]/SHERRY_TILE_ROWS;
         n_rows     = ggml_nrows(x);
         n_tokens   = ids ? ggml_nelements(ids) : n_rows;
@@ -75,6 +80,10 @@ struct plan {
         panels   = take(max_panels*sizeof(panel));
         n_panels = take(sizeof(int64_t));
         tables   = take((few ? n_rows*n_blocks : n_threads*PANEL_TOKENS*RUN_BLOCKS)*kernel->table_bytes);
+    }
+
+    const char * matrix(int64_t i2, int64_t i3 = 0) const {
+        return (const char *) weights->data + (i3*weights->ne[2] + i2)*weights->ne[1]*row_bytes;
     }
 
     size_t take(size_t bytes) {
@@ -128,7 +137,7 @@ struct worker {
                 }
                 values = gathered;
             }
-            quantize_row_q8_sherry(values, q8(row, block), QK_SHERRY);
+            p.quantize(values, q8(row, block), QK_SHERRY);
             d(row)[block] = q8(row, block)->d;
             if (p.few && p.n_tiles > 0) {
                 p.kernel->tables(q8(row, block), shared_tables(row, block));
@@ -158,7 +167,7 @@ struct worker {
                     // a matrix serves several of x
                     const int64_t i02 = i2/(x->ne[2]/p.weights->ne[2]);
                     const int64_t i03 = i3/(x->ne[3]/p.weights->ne[3]);
-                    add_panels(at<char>(p.weights, 0, 0, i02, i03), n - x->ne[1], x->ne[1]);
+                    add_panels(p.matrix(i02, i03), n - x->ne[1], x->ne[1]);
                 }
             }
             return;
@@ -175,7 +184,7 @@ struct worker {
                     }
                 }
             }
-            add_panels(at<char>(p.weights, 0, 0, expert), first, n - first);
+            add_panels(p.matrix(expert), first, n - first);
         }
     }
 
@@ -217,7 +226,7 @@ struct worker {
     // the rows that fill no tile
     void multiply_rest(const panel & panel) const {
         for (int64_t row = p.n_tiles*SHERRY_TILE_ROWS; row < p.weights->ne[1]; ++row) {
-            const char * weights = panel.weights + row*p.weights->nb[1];
+            const char * weights = panel.weights + row*p.row_bytes;
             for (int64_t t = 0; t < panel.count; ++t) {
                 const token & token = tokens()[panel.first + t];
                 ggml_vec_dot_sherry_q8_sherry((int) p.weights->ne[0], token.dst + row, 0, weights, 0, q8(token.row, 0), 0, 1);

@@ -1,4 +1,4 @@
-#include "sherry.h"
+#include "stq1.h"
 
 #include "ggml-cpu-impl.h"
 
@@ -8,7 +8,7 @@
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
-// vec_dot of one row, SHERRY x Q8_SHERRY, AVX2: one block of 128 weights at a time.
+// vec_dot of one row, SHERRY x Q8_SHERRY, AVX2: one block of 128 weights at a time. STQ1_0 x Q8_STQ1_0: half a block.
 //
 //     s = sum over blocks of x.d*y.d*(sum over weights of q*y.qs - y.sum),    q = weight + 1 = 0, 1, 2
 //
@@ -45,16 +45,36 @@ static inline int16_t load_i16(const void * p) {
     return v;
 }
 
+// where the sign of the group is that byte g of a register belongs to
+typedef struct {
+    __m256i byte;
+    __m256i bit;
+} sign_place;
+
+static inline sign_place sherry_signs(void) {
+    const sign_place place = {
+        _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3),
+        _mm256_set1_epi64x((int64_t) 0x8040201008040201),
+    };
+    return place;
+}
+
+// the low nibbles of qs are the even groups, the high ones the odd groups
+static inline sign_place stq1_signs(void) {
+    const sign_place place = {
+        TABLE(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+        _mm256_setr_epi32(0x40100401, 0x40100401, 0x40100401, 0x40100401,
+            (int) 0x80200802, (int) 0x80200802, (int) 0x80200802, (int) 0x80200802),
+    };
+    return place;
+}
+
 // q[p]: byte g is weight p of group g, plus 1
-static inline void decode(const block_sherry * x, __m256i q[4]) {
-    const __m256i byte_of_group = _mm256_setr_epi8(
-        0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
-    const __m256i bit_of_group = _mm256_set1_epi64x((int64_t) 0x8040201008040201);
+static inline void decode(const uint8_t * codes, const uint8_t * four_signs, sign_place place, __m256i q[4]) {
+    const __m256i signs = _mm256_shuffle_epi8(_mm256_set1_epi32((int) load_u32(four_signs)), place.byte);
+    const __m256i sign  = _mm256_cmpeq_epi8(_mm256_and_si256(signs, place.bit), place.bit); // 0 or -1
 
-    const __m256i signs = _mm256_shuffle_epi8(_mm256_set1_epi32((int) load_u32(x->signs)), byte_of_group);
-    const __m256i sign  = _mm256_cmpeq_epi8(_mm256_and_si256(signs, bit_of_group), bit_of_group); // 0 or -1
-
-    const __m256i qs = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) x->qs));
+    const __m256i qs = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) codes));
     const __m256i index = _mm256_and_si256(_mm256_srlv_epi64(qs, _mm256_setr_epi64x(0, 0, 4, 4)), _mm256_set1_epi8(0xF));
 
     // zero_pos << 2 | s3 << 1 | s2
@@ -71,9 +91,9 @@ static inline void decode(const block_sherry * x, __m256i q[4]) {
 }
 
 // eight 32-bit parts of the sum over the block of weight*y.qs
-static inline __m256i block_isum(const block_sherry * x, const block_q8_sherry * y) {
+static inline __m256i isum(const uint8_t * codes, const uint8_t * signs, sign_place place, const block_q8_sherry * y) {
     __m256i q[4];
-    decode(x, q);
+    decode(codes, signs, place, q);
 
     const __m256i * planes = (const __m256i *) y->qs;
 #if defined(DPBUSD)
@@ -94,8 +114,16 @@ static inline __m256i block_isum(const block_sherry * x, const block_q8_sherry *
 #endif
 }
 
-static inline __m256 block_scale(const block_sherry * x, const block_q8_sherry * y) {
-    return _mm256_mul_ps(_mm256_cvtph_ps(_mm_set1_epi16(load_i16(x->d))), _mm256_set1_ps(y->d));
+static inline __m256i block_isum(const block_sherry * x, const block_q8_sherry * y) {
+    return isum(x->qs, x->signs, sherry_signs(), y);
+}
+
+static inline __m256i half_isum(const block_stq1_0 * x, int half, const block_q8_sherry * y) {
+    return isum(x->qs + 16*half, x->sign + 4*half, stq1_signs(), y);
+}
+
+static inline __m256 scale(const uint8_t * d, const block_q8_sherry * y) {
+    return _mm256_mul_ps(_mm256_cvtph_ps(_mm_set1_epi16(load_i16(d))), _mm256_set1_ps(y->d));
 }
 
 static inline float reduce_ps(__m256 v) {
@@ -137,74 +165,131 @@ void ggml_vec_dot_sherry_q8_sherry_avx2(int n, float * GGML_RESTRICT s, size_t b
         // about 90 blocks ahead, in this row or the next ones: 12% faster from memory, free in cache
         // as an integer, because a pointer must not leave its array
         _mm_prefetch((const char *) ((uintptr_t) (x + i) + 2048), _MM_HINT_T0);
-        sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(block_isum(x + i, y + i)), block_scale(x + i, y + i), sum);
+        sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(block_isum(x + i, y + i)), scale(x[i].d, y + i), sum);
     }
     *s = reduce_ps(sum);
 }
 
-// 32 activations: 8 groups of 4
-static inline __m256i to_int8(const float * x, __m256 id) {
-    const __m256i i0 = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x +  0), id));
-    const __m256i i1 = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x +  8), id));
-    const __m256i i2 = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 16), id));
-    const __m256i i3 = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 24), id));
+void ggml_stq1_isums_avx2(int n, int32_t * GGML_RESTRICT sums, const void * GGML_RESTRICT vx, const void * GGML_RESTRICT vy) {
+    const block_stq1_0    * GGML_RESTRICT x = vx;
+    const block_q8_sherry * GGML_RESTRICT y = vy;
 
-    // packs interleave the 128-bit lanes: dword l of the result is group 0, 2, 4, 6, 1, 3, 5, 7
+    for (int i = 0; i < n/QK_SHERRY; ++i) {
+        sums[i] = reduce_epi32(half_isum(x + i/2, i%2, y + i));
+    }
+}
+
+void ggml_vec_dot_stq1_0_q8_stq1_0_avx2(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) {
+    assert(n % QK_STQ1_0 == 0);
+    assert(nrc == 1);
+    GGML_UNUSED(bs);
+    GGML_UNUSED(bx);
+    GGML_UNUSED(by);
+    GGML_UNUSED(nrc);
+
+    const block_stq1_0    * GGML_RESTRICT x = vx;
+    const block_q8_sherry * GGML_RESTRICT y = vy;
+
+    __m256 sum = _mm256_setzero_ps();
+    for (int i = 0; i < n/QK_STQ1_0; ++i, y += 2) {
+        _mm_prefetch((const char *) ((uintptr_t) (x + i) + 2048), _MM_HINT_T0);
+        sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(half_isum(x + i, 0, y + 0)), scale(x[i].d, y + 0), sum);
+        sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(half_isum(x + i, 1, y + 1)), scale(x[i].d, y + 1), sum);
+    }
+    *s = reduce_ps(sum);
+}
+
+// four times 8 activations, in the order of the arguments
+static inline __m256i to_int8(const float * x0, const float * x1, const float * x2, const float * x3, __m256 id) {
+    const __m256i i0 = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x0), id));
+    const __m256i i1 = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x1), id));
+    const __m256i i2 = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x2), id));
+    const __m256i i3 = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x3), id));
+
+    // packs interleave the 128-bit lanes: dword l of the result is dword 0, 2, 4, 6, 1, 3, 5, 7 of the activations
     const __m256i q = _mm256_packs_epi16(_mm256_packs_epi32(i0, i1), _mm256_packs_epi32(i2, i3));
     return _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+static inline __m256i sum_of(__m256i q) {
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), q), _mm256_set1_epi16(1));
+}
+
+// planes of groups of four consecutive activations; returns their sum, in parts
+static inline __m256i sherry_planes(const float * x, __m256 id, __m256i * planes) {
+    // gathers byte p of the four dwords of a 128-bit lane into dword p
+    const __m256i transpose = TABLE(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+
+    __m256i sum = _mm256_setzero_si256();
+    __m256i t[4]; // groups 8j..8j+7: 64-bit element p of a lane pair holds plane p
+    for (int j = 0; j < 4; ++j, x += 32) {
+        const __m256i q = to_int8(x, x + 8, x + 16, x + 24, id);
+        sum = _mm256_add_epi32(sum, sum_of(q));
+        // dwords plane 0..3 of groups 0..3 and 4..7 -> quadwords plane 0..3 of groups 0..7
+        t[j] = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(q, transpose), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    }
+
+    // transpose of 4x4 quadwords: t[j] = plane 0..3 -> planes[p] = groups of j = 0..3
+    const __m256i t01l = _mm256_unpacklo_epi64(t[0], t[1]); // planes 0, 2
+    const __m256i t01h = _mm256_unpackhi_epi64(t[0], t[1]); // planes 1, 3
+    const __m256i t23l = _mm256_unpacklo_epi64(t[2], t[3]);
+    const __m256i t23h = _mm256_unpackhi_epi64(t[2], t[3]);
+
+    _mm256_storeu_si256(planes + 0, _mm256_permute2x128_si256(t01l, t23l, 0x20));
+    _mm256_storeu_si256(planes + 1, _mm256_permute2x128_si256(t01h, t23h, 0x20));
+    _mm256_storeu_si256(planes + 2, _mm256_permute2x128_si256(t01l, t23l, 0x31));
+    _mm256_storeu_si256(planes + 3, _mm256_permute2x128_si256(t01h, t23h, 0x31));
+    return sum;
+}
+
+// planes of groups whose activations lie 16 apart, the even groups first
+static inline __m256i stq1_planes(const float * x, __m256 id, __m256i * planes) {
+    const __m256i even_odd = TABLE(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+
+    __m256i sum = _mm256_setzero_si256();
+    for (int p = 0; p < 4; ++p, x += 16) {
+        const __m256i q = to_int8(x, x + 8, x + 64, x + 72, id); // groups 0..15, 16..31
+        sum = _mm256_add_epi32(sum, sum_of(q));
+        const __m256i halves = _mm256_shuffle_epi8(q, even_odd);
+        _mm256_storeu_si256(planes + p, _mm256_permute4x64_epi64(halves, _MM_SHUFFLE(3, 1, 2, 0)));
+    }
+    return sum;
+}
+
+static inline void quantize_block(const float * x, block_q8_sherry * y, __m256i (* planes)(const float *, __m256, __m256i *)) {
+    // as integers, magnitudes are in the order of the floats, with infinity and NaN above all of them
+    __m256i max = _mm256_setzero_si256();
+    for (int j = 0; j < QK_SHERRY; j += 8) {
+        const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(x + j));
+        max = _mm256_max_epi32(max, _mm256_and_si256(bits, _mm256_set1_epi32(0x7FFFFFFF)));
+    }
+    __m128i max4 = _mm_max_epi32(_mm256_castsi256_si128(max), _mm256_extracti128_si256(max, 1));
+    max4 = _mm_max_epi32(max4, _mm_shuffle_epi32(max4, _MM_SHUFFLE(1, 0, 3, 2)));
+    max4 = _mm_max_epi32(max4, _mm_shuffle_epi32(max4, _MM_SHUFFLE(2, 3, 0, 1)));
+    const float amax = _mm_cvtss_f32(_mm_castsi128_ps(max4));
+
+    if (!isfinite(amax) || amax < 0x1p-119f) {
+        memset(y, 0, sizeof(*y));
+        y->d = isfinite(amax) ? 0 : NAN;
+        return;
+    }
+    y->sum = reduce_epi32(planes(x, _mm256_set1_ps(127.0f/amax), (__m256i *) y->qs));
+    y->d   = amax/127.0f;
 }
 
 void quantize_row_q8_sherry_avx2(const float * GGML_RESTRICT x, void * GGML_RESTRICT vy, int64_t k) {
     assert(k % QK_SHERRY == 0);
     block_q8_sherry * GGML_RESTRICT y = vy;
+    for (int64_t i = 0; i < k/QK_SHERRY; ++i) {
+        quantize_block(x + i*QK_SHERRY, y + i, sherry_planes);
+    }
+}
 
-    const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
-    // gathers byte p of the four dwords of a 128-bit lane into dword p
-    const __m256i transpose = TABLE(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-
-    for (int64_t i = 0; i < k/QK_SHERRY; ++i, x += QK_SHERRY) {
-        // as integers, magnitudes are in the order of the floats, with infinity and NaN above all of them
-        __m256i max = _mm256_setzero_si256();
-        for (int j = 0; j < QK_SHERRY; j += 8) {
-            const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(x + j));
-            max = _mm256_max_epi32(max, _mm256_and_si256(bits, magnitude));
-        }
-        __m128i max4 = _mm_max_epi32(_mm256_castsi256_si128(max), _mm256_extracti128_si256(max, 1));
-        max4 = _mm_max_epi32(max4, _mm_shuffle_epi32(max4, _MM_SHUFFLE(1, 0, 3, 2)));
-        max4 = _mm_max_epi32(max4, _mm_shuffle_epi32(max4, _MM_SHUFFLE(2, 3, 0, 1)));
-        const float amax = _mm_cvtss_f32(_mm_castsi128_ps(max4));
-
-        if (!isfinite(amax) || amax < 0x1p-119f) {
-            memset(y + i, 0, sizeof(y[i]));
-            y[i].d = isfinite(amax) ? 0 : NAN;
-            continue;
-        }
-
-        const __m256 id = _mm256_set1_ps(127.0f/amax);
-        __m256i sum = _mm256_setzero_si256();
-        __m256i t[4]; // groups 8j..8j+7: 64-bit element p of a lane pair holds plane p
-        for (int j = 0; j < 4; ++j) {
-            const __m256i q = to_int8(x + 32*j, id);
-            const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), q);
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-            // dwords plane 0..3 of groups 0..3 and 4..7 -> quadwords plane 0..3 of groups 0..7
-            t[j] = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(q, transpose), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-        }
-
-        // transpose of 4x4 quadwords: t[j] = plane 0..3 -> planes[p] = groups of j = 0..3
-        const __m256i t01l = _mm256_unpacklo_epi64(t[0], t[1]); // planes 0, 2
-        const __m256i t01h = _mm256_unpackhi_epi64(t[0], t[1]); // planes 1, 3
-        const __m256i t23l = _mm256_unpacklo_epi64(t[2], t[3]);
-        const __m256i t23h = _mm256_unpackhi_epi64(t[2], t[3]);
-
-        __m256i * planes = (__m256i *) y[i].qs;
-        _mm256_storeu_si256(planes + 0, _mm256_permute2x128_si256(t01l, t23l, 0x20));
-        _mm256_storeu_si256(planes + 1, _mm256_permute2x128_si256(t01h, t23h, 0x20));
-        _mm256_storeu_si256(planes + 2, _mm256_permute2x128_si256(t01l, t23l, 0x31));
-        _mm256_storeu_si256(planes + 3, _mm256_permute2x128_si256(t01h, t23h, 0x31));
-
-        y[i].d   = amax/127.0f;
-        y[i].sum = reduce_epi32(sum);
+void quantize_row_q8_stq1_0_avx2(const float * GGML_RESTRICT x, void * GGML_RESTRICT vy, int64_t k) {
+    assert(k % QK_SHERRY == 0);
+    block_q8_sherry * GGML_RESTRICT y = vy;
+    for (int64_t i = 0; i < k/QK_SHERRY; ++i) {
+        quantize_block(x + i*QK_SHERRY, y + i, stq1_planes);
     }
 }
 

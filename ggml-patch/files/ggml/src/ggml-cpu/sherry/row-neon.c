@@ -1,4 +1,4 @@
-#include "sherry.h"
+#include "stq1.h"
 
 #include "ggml-cpu-impl.h"
 
@@ -10,7 +10,7 @@
 
 #include <arm_neon.h>
 
-// vec_dot of one row, SHERRY x Q8_SHERRY, NEON: one block of 128 weights at a time.
+// vec_dot of one row, SHERRY x Q8_SHERRY, NEON: one block of 128 weights at a time. STQ1_0 x Q8_STQ1_0: half a block.
 //
 // Byte g of two 128-bit registers belongs to group g: groups 0..15 are the low nibbles of qs, 16..31 the high ones. As
 // with AVX2, plane p of the weights (the p-th weight of 16 groups) is one look-up with an index of four bits: with s2,
@@ -46,18 +46,37 @@ static inline planes_t decode(uint8x16_t index, uint8x16_t sign) {
     return planes;
 }
 
-// four parts of the sum over the block of weight*y.qs
-static inline int32x4_t block_isum(const block_sherry * x, const block_q8_sherry * y) {
-    const uint8x16_t lo_byte = vcombine_u8(vdup_n_u8(0), vdup_n_u8(1)); // of groups 0..15 in the signs
-    const uint8x16_t hi_byte = vcombine_u8(vdup_n_u8(2), vdup_n_u8(3));
-    const uint8x16_t bit     = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
+// where the signs of the groups are that the low and the high nibbles belong to
+typedef struct {
+    uint8x16_t lo_byte, hi_byte;
+    uint8x16_t lo_bit,  hi_bit;
+} sign_place;
 
+static inline sign_place sherry_signs(void) {
+    const uint8x16_t bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
+    const sign_place place = {
+        vcombine_u8(vdup_n_u8(0), vdup_n_u8(1)), vcombine_u8(vdup_n_u8(2), vdup_n_u8(3)), bit, bit,
+    };
+    return place;
+}
+
+// the low nibbles are the even groups, the high ones the odd groups
+static inline sign_place stq1_signs(void) {
+    const uint8x16_t byte = vcombine_u8(vcreate_u8(0x0101010100000000), vcreate_u8(0x0303030302020202));
+    const sign_place place = {
+        byte, byte, vreinterpretq_u8_u32(vdupq_n_u32(0x40100401)), vreinterpretq_u8_u32(vdupq_n_u32(0x80200802)),
+    };
+    return place;
+}
+
+// four parts of the sum over the block of weight*y.qs
+static inline int32x4_t isum(const uint8_t * codes, const uint8_t * four_signs, sign_place place, const block_q8_sherry * y) {
     uint32_t four;
-    memcpy(&four, x->signs, sizeof(four));
+    memcpy(&four, four_signs, sizeof(four));
     const uint8x16_t signs = vreinterpretq_u8_u32(vdupq_n_u32(four));
-    const uint8x16_t qs    = vld1q_u8(x->qs);
-    const planes_t lo = decode(vandq_u8(qs, vdupq_n_u8(0xF)), vtstq_u8(vqtbl1q_u8(signs, lo_byte), bit));
-    const planes_t hi = decode(vshrq_n_u8(qs, 4),             vtstq_u8(vqtbl1q_u8(signs, hi_byte), bit));
+    const uint8x16_t qs    = vld1q_u8(codes);
+    const planes_t lo = decode(vandq_u8(qs, vdupq_n_u8(0xF)), vtstq_u8(vqtbl1q_u8(signs, place.lo_byte), place.lo_bit));
+    const planes_t hi = decode(vshrq_n_u8(qs, 4),             vtstq_u8(vqtbl1q_u8(signs, place.hi_byte), place.hi_bit));
 
 #if defined(__ARM_FEATURE_DOTPROD)
     int32x4_t sum0 = vdupq_n_s32(0), sum1 = vdupq_n_s32(0);
@@ -80,9 +99,17 @@ static inline int32x4_t block_isum(const block_sherry * x, const block_q8_sherry
 #endif
 }
 
-static inline float block_scale(const block_sherry * x, const block_q8_sherry * y) {
+static inline int32x4_t block_isum(const block_sherry * x, const block_q8_sherry * y) {
+    return isum(x->qs, x->signs, sherry_signs(), y);
+}
+
+static inline int32x4_t half_isum(const block_stq1_0 * x, int half, const block_q8_sherry * y) {
+    return isum(x->qs + 16*half, x->sign + 4*half, stq1_signs(), y);
+}
+
+static inline float scale(const uint8_t * d, const block_q8_sherry * y) {
     uint16_t bits;
-    memcpy(&bits, x->d, sizeof(bits));
+    memcpy(&bits, d, sizeof(bits));
     return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(bits))), 0)*y->d;
 }
 
@@ -108,7 +135,35 @@ void ggml_vec_dot_sherry_q8_sherry_neon(int n, float * GGML_RESTRICT s, size_t b
 
     float32x4_t sum = vdupq_n_f32(0);
     for (int i = 0; i < n/QK_SHERRY; ++i) {
-        sum = vfmaq_n_f32(sum, vcvtq_f32_s32(block_isum(x + i, y + i)), block_scale(x + i, y + i));
+        sum = vfmaq_n_f32(sum, vcvtq_f32_s32(block_isum(x + i, y + i)), scale(x[i].d, y + i));
+    }
+    *s = vaddvq_f32(sum);
+}
+
+void ggml_stq1_isums_neon(int n, int32_t * GGML_RESTRICT sums, const void * GGML_RESTRICT vx, const void * GGML_RESTRICT vy) {
+    const block_stq1_0    * GGML_RESTRICT x = vx;
+    const block_q8_sherry * GGML_RESTRICT y = vy;
+
+    for (int i = 0; i < n/QK_SHERRY; ++i) {
+        sums[i] = vaddvq_s32(half_isum(x + i/2, i%2, y + i));
+    }
+}
+
+void ggml_vec_dot_stq1_0_q8_stq1_0_neon(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) {
+    assert(n % QK_STQ1_0 == 0);
+    assert(nrc == 1);
+    GGML_UNUSED(bs);
+    GGML_UNUSED(bx);
+    GGML_UNUSED(by);
+    GGML_UNUSED(nrc);
+
+    const block_stq1_0    * GGML_RESTRICT x = vx;
+    const block_q8_sherry * GGML_RESTRICT y = vy;
+
+    float32x4_t sum = vdupq_n_f32(0);
+    for (int i = 0; i < n/QK_STQ1_0; ++i, y += 2) {
+        sum = vfmaq_n_f32(sum, vcvtq_f32_s32(half_isum(x + i, 0, y + 0)), scale(x[i].d, y + 0));
+        sum = vfmaq_n_f32(sum, vcvtq_f32_s32(half_isum(x + i, 1, y + 1)), scale(x[i].d, y + 1));
     }
     *s = vaddvq_f32(sum);
 }
@@ -120,44 +175,77 @@ static inline int8x16_t narrow(const int32x4_t q[4]) {
     return vmovn_high_s16(vmovn_s16(lo), hi);
 }
 
+// planes of groups of four consecutive activations; returns their sum
+static inline int32_t sherry_planes(const float * x, float id, int8_t * planes) {
+    int32_t sum = 0;
+    for (int half = 0; half < 2; ++half) { // 16 groups
+        int32x4_t q[4][4]; // q[p][j]: plane p of groups 4*j..4*j+3
+        for (int j = 0; j < 4; ++j) {
+            const float32x4x4_t four = vld4q_f32(x + 64*half + 16*j);
+            for (int p = 0; p < 4; ++p) {
+                q[p][j] = vcvtnq_s32_f32(vmulq_n_f32(four.val[p], id)); // to nearest even
+            }
+        }
+        for (int p = 0; p < 4; ++p) {
+            const int8x16_t qs = narrow(q[p]);
+            vst1q_s8(planes + p*SHERRY_GROUPS + 16*half, qs);
+            sum += vaddlvq_s8(qs);
+        }
+    }
+    return sum;
+}
+
+// planes of groups whose activations lie 16 apart, the even groups first
+static inline int32_t stq1_planes(const float * x, float id, int8_t * planes) {
+    int32_t sum = 0;
+    for (int p = 0; p < 4; ++p) {
+        int8x16_t qs[2]; // groups 0..15, 16..31
+        for (int half = 0; half < 2; ++half) {
+            int32x4_t q[4];
+            for (int j = 0; j < 4; ++j) {
+                q[j] = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + 64*half + 16*p + 4*j), id));
+            }
+            qs[half] = narrow(q);
+            sum += vaddlvq_s8(qs[half]);
+        }
+        vst1q_s8(planes + p*SHERRY_GROUPS,      vuzp1q_s8(qs[0], qs[1]));
+        vst1q_s8(planes + p*SHERRY_GROUPS + 16, vuzp2q_s8(qs[0], qs[1]));
+    }
+    return sum;
+}
+
+static inline void quantize_block(const float * x, block_q8_sherry * y, int32_t (* planes)(const float *, float, int8_t *)) {
+    // as integers, magnitudes are in the order of the floats, with infinity and NaN above all of them
+    uint32x4_t max = vdupq_n_u32(0);
+    for (int j = 0; j < QK_SHERRY; j += 4) {
+        max = vmaxq_u32(max, vandq_u32(vreinterpretq_u32_f32(vld1q_f32(x + j)), vdupq_n_u32(0x7FFFFFFF)));
+    }
+    const uint32_t bits = vmaxvq_u32(max);
+    float amax;
+    memcpy(&amax, &bits, sizeof(amax));
+
+    if (!isfinite(amax) || amax < 0x1p-119f) {
+        memset(y, 0, sizeof(*y));
+        y->d = isfinite(amax) ? 0 : NAN;
+        return;
+    }
+    y->sum = planes(x, 127.0f/amax, y->qs);
+    y->d   = amax/127.0f;
+}
+
 void quantize_row_q8_sherry_neon(const float * GGML_RESTRICT x, void * GGML_RESTRICT vy, int64_t k) {
     assert(k % QK_SHERRY == 0);
     block_q8_sherry * GGML_RESTRICT y = vy;
+    for (int64_t i = 0; i < k/QK_SHERRY; ++i) {
+        quantize_block(x + i*QK_SHERRY, y + i, sherry_planes);
+    }
+}
 
-    for (int64_t i = 0; i < k/QK_SHERRY; ++i, x += QK_SHERRY) {
-        // as integers, magnitudes are in the order of the floats, with infinity and NaN above all of them
-        uint32x4_t max = vdupq_n_u32(0);
-        for (int j = 0; j < QK_SHERRY; j += 4) {
-            max = vmaxq_u32(max, vandq_u32(vreinterpretq_u32_f32(vld1q_f32(x + j)), vdupq_n_u32(0x7FFFFFFF)));
-        }
-        const uint32_t bits = vmaxvq_u32(max);
-        float amax;
-        memcpy(&amax, &bits, sizeof(amax));
-
-        if (!isfinite(amax) || amax < 0x1p-119f) {
-            memset(y + i, 0, sizeof(y[i]));
-            y[i].d = isfinite(amax) ? 0 : NAN;
-            continue;
-        }
-
-        const float id = 127.0f/amax;
-        int32_t sum = 0;
-        for (int half = 0; half < 2; ++half) { // 16 groups
-            int32x4_t q[4][4]; // q[p][j]: plane p of groups 4*j..4*j+3
-            for (int j = 0; j < 4; ++j) {
-                const float32x4x4_t planes = vld4q_f32(x + 64*half + 16*j);
-                for (int p = 0; p < 4; ++p) {
-                    q[p][j] = vcvtnq_s32_f32(vmulq_n_f32(planes.val[p], id)); // to nearest even
-                }
-            }
-            for (int p = 0; p < 4; ++p) {
-                const int8x16_t qs = narrow(q[p]);
-                vst1q_s8(y[i].qs + p*SHERRY_GROUPS + 16*half, qs);
-                sum += vaddlvq_s8(qs);
-            }
-        }
-        y[i].d   = amax/127.0f;
-        y[i].sum = sum;
+void quantize_row_q8_stq1_0_neon(const float * GGML_RESTRICT x, void * GGML_RESTRICT vy, int64_t k) {
+    assert(k % QK_SHERRY == 0);
+    block_q8_sherry * GGML_RESTRICT y = vy;
+    for (int64_t i = 0; i < k/QK_SHERRY; ++i) {
+        quantize_block(x + i*QK_SHERRY, y + i, stq1_planes);
     }
 }
 
