@@ -97,31 +97,34 @@ def test_tensors_are_of_the_type_and_hold_the_weights(family, grid, converted):
     assert report.verdict.sherry.wrong_weights == report.verdict.sherry.wrong_scales == 0
 
 
+def relative_errors(found, expected):
+    """Of each position's logits: the root mean square of the difference, in standard deviations of what is expected."""
+    return np.sqrt(((found - expected) ** 2).mean(axis=1) / expected.var(axis=1))
+
+
+# The weights are the same; activations are rounded to 8 bits, with the largest of a block at 127. The largest of 128
+# normal values is 2.7 sigma, so that rounding, uniform over a step of 2.7 / 127 sigma, adds 0.6% to a product. Four
+# products lie one behind the other in a layer, each adds its own error: 0.6% * sqrt(4 * 3) = 2.1% for three layers, and
+# twice that is allowed. 2.4% was seen of Hunyuan's two layers, 3.2% of HY_V4's three. The median over positions, as an
+# expert chosen otherwise at a near tie is a jump.
+MEDIAN_ERROR = 0.042
+
+
 @pytest.mark.runtime
 @every_model
 def test_kernels_say_what_the_f32_twin_says(family, grid, converted, twin, logits):
-    """The weights are the same; activations are rounded to 8 bits, in blocks with the largest at 127.
-
-    The largest of 128 normal values is 2.7 sigma, so that the rounding, uniform over a step of 2.7 / 127 sigma, has
-    0.6% of their size, and so has the product. At most four products lie in a row in a block and their errors
-    add up over the blocks as independent ones: 0.6% * sqrt(4 * 2) = 1.7% for two layers, 2.1% for three. Twice
-    that is allowed. The median over positions, as an expert chosen otherwise at a near tie is a jump.
-    """
-    ours, same = logits(converted(family, grid).outfile), logits(twin(family, grid))
-    error = np.sqrt(((ours - same) ** 2).mean(axis=1) / same.var(axis=1))
-    assert 0 < np.median(error) < 0.04
+    errors = relative_errors(logits(converted(family, grid).outfile), logits(twin(family, grid)))
+    assert 0 < np.median(errors) < MEDIAN_ERROR
     if family == "HunYuanDenseV1":
-        assert error.max() < 0.08
+        assert errors.max() < 2 * MEDIAN_ERROR
 
 
 @pytest.mark.runtime
-@every_model
+@pytest.mark.parametrize("grid", ["SHERRY", "STQ1_0"])
 @pytest.mark.parametrize("options", [(), ("--no-repack",)])
-def test_every_expert_is_read_from_its_own_place(family, grid, options, converted, logits, tmp_path):
+def test_every_expert_is_read_from_its_own_place(grid, options, converted, logits, tmp_path):
     """Without the weights of any one expert of any layer the logits are others: all are used, at every offset."""
-    if family != "HYV4":
-        pytest.skip("no experts")
-    file = converted(family, grid).outfile
+    file = converted("HYV4", grid).outfile
     whole = logits(file, *options)
     stacked = [t for t in open_gguf(file).tensors if t.name.endswith("ffn_down_exps.weight")]
     assert len(stacked) == 2
@@ -135,12 +138,14 @@ def test_every_expert_is_read_from_its_own_place(family, grid, options, converte
             content[start : start + size] = bytes(size)
             (tmp_path / "without.gguf").write_bytes(content)
             without = logits(tmp_path / "without.gguf", *options)
-            assert 0 < (without != whole).any(axis=1).mean()
+            assert (without != whole).any()
 
 
 @pytest.mark.runtime
 @pytest.mark.parametrize("grid", ["SHERRY", "STQ1_0"])
-def test_hunyuan_dense_is_what_pytorch_computes(grid, runtime, pinned_gguf, published_checkpoint, heldout_text, tmp_path):
+def test_hunyuan_dense_is_what_pytorch_computes(
+    grid, runtime, pinned_gguf, published_checkpoint, heldout_text, tmp_path
+):
     """With the default types. The limits of tests/parity for random models, and for the same reasons."""
     model = published_checkpoint("HunYuanDenseV1", grid)
     gguf = convert(model, tmp_path / "model.gguf", types=TypeChoice(outtype=grid.lower())).outfile
@@ -155,17 +160,13 @@ def test_hunyuan_dense_is_what_pytorch_computes(grid, runtime, pinned_gguf, publ
 @pytest.mark.runtime
 @pytest.mark.parametrize("grid", ["SHERRY", "STQ1_0"])
 def test_hy_v4_is_what_pytorch_computes(grid, published_checkpoint, for_transformers, chunks, converted, twin, logits):
-    """The F32 twin up to the order of float sums (a KLD of 4e-11 was seen); experts and near ties as in tests/parity."""
+    """The F32 twin up to the order of float sums: a KLD of 4e-11 was seen."""
     model = Checkpoint(for_transformers(published_checkpoint("HYV4", grid)))
     in_torch = reference.load(model, make_plan(model), fp16_scales=True, threads=1)
     expected = np.concatenate([in_torch(chunk)[FIRST:] for chunk in chunks])
 
-    def divergence(found):
-        meter = measure.Meter()
-        meter.add(expected, found, expected.argmax(axis=1))
-        return meter.result()
-
-    same = divergence(logits(twin("HYV4", grid), "--kv-f32"))
-    assert same.kld_mean < 1e-9
-    assert same.same_top1 == 1
-    assert divergence(logits(converted("HYV4", grid).outfile)).kld_mean < 1e-2
+    meter = measure.Meter()
+    meter.add(expected, logits(twin("HYV4", grid), "--kv-f32"), expected.argmax(axis=1))
+    assert meter.result().kld_mean < 1e-9
+    assert meter.result().same_top1 == 1
+    assert np.median(relative_errors(logits(converted("HYV4", grid).outfile), expected)) < MEDIAN_ERROR
