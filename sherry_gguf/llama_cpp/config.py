@@ -26,7 +26,7 @@ DEFINES = (
     "LLAMA_USE_PREBUILT_UI=OFF",
     # the same build everywhere; only downloading models over https needs it
     "LLAMA_OPENSSL=OFF",
-    # layers on other machines; faster network cards are left out, as the build would depend on the drivers that it finds
+    # layers on other machines; RDMA would depend on the libraries of the machine that builds
     "GGML_RPC=ON",
     "GGML_RPC_RDMA=OFF",
     # the Metal backend claims to multiply by types it has no kernel for
