@@ -69,6 +69,7 @@ def sherry_gguf_file(pinned_gguf: Any, tiny_checkpoint: Path, tmp_path_factory: 
 _SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 4096}
 _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 512}
 _SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+_BYTE_LEVEL = ("Qwen3Moe", "HunYuanDenseV1", "HYV4")  # upstream's converter wants byte-level BPE for these
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "norm_topk_prob": True}
 
 
@@ -100,7 +101,7 @@ def random_checkpoint(
         model = getattr(transformers, f"{family}ForCausalLM")(config)
         directory = tmp_path_factory.mktemp(family.lower())
         model.to(torch.bfloat16).save_pretrained(directory, max_shard_size=shard)
-        if family == "Qwen3Moe":  # upstream's converter wants byte-level BPE for it
+        if family in _BYTE_LEVEL:
             bpe_tokenizer.save_pretrained(directory)
         else:
             for name in ("tokenizer.model", "tokenizer_config.json"):

@@ -175,7 +175,7 @@ def _sherry_class(base: Any, job: Job) -> Any:
 
 
 # The matrices of a decoder block; what else is in one differs between the layers of some architectures.
-_LINEAR = re.compile(r"(attn_(q|k|v|qkv|output)|ffn_(gate|up|down)(_exps)?)\.weight$")
+_LINEAR = re.compile(r"^(attn_(q|k|v|qkv|output)|ffn_(gate|up|down)(_exps)?)\.weight$")
 
 
 def require_whole_blocks(names: Iterable[str], block_count: int) -> None:

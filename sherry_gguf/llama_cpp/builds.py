@@ -29,6 +29,7 @@ PROGRAMS = (
     "llama-quantize",
     "llama-imatrix",
     "llama-tokenize",
+    "ggml-rpc-server",
     "sherry-logits",
 )
 # test-quant-type-selection is not among them: it asks a model hub for its data

@@ -26,6 +26,9 @@ DEFINES = (
     "LLAMA_USE_PREBUILT_UI=OFF",
     # the same build everywhere; only downloading models over https needs it
     "LLAMA_OPENSSL=OFF",
+    # layers on other machines; RDMA would depend on the libraries of the machine that builds
+    "GGML_RPC=ON",
+    "GGML_RPC_RDMA=OFF",
     # the Metal backend claims to multiply by types it has no kernel for
     "GGML_METAL=OFF",
     # on by default on macOS; a BLAS backend takes products of 32 tokens and more from the kernels, in floats

@@ -12,7 +12,7 @@
 //   float32  [n_positions][n_vocab]             of each chunk: logits at positions from .. ctx-size - 1
 //
 // A chunk's logits are written before the next chunk is read: over pipes, each chunk is a request and its answer.
-// At most N_BATCH positions are in memory. No GPU is used; a BLAS backend is, if one was built.
+// At most N_BATCH positions are in memory. No GPU is used, but for those of --rpc; a BLAS backend is, if one was built.
 
 #include "llama.h"
 
@@ -23,6 +23,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -38,6 +39,7 @@ static const char * USAGE =
     "  -t, --threads N   threads (default: the number of hardware threads)\n"
     "  -o, --output FILE where the logits go (default: stdout)\n"
     "  --from N          first position of a chunk to write (default: 0)\n"
+    "  --rpc SERVERS     put all layers on these ggml-rpc-server workers, host:port,host:port\n"
     "  --no-repack       leave the weights as they are in the file\n"
     "  --kv-f32          F32 KV cache and no flash attention (default: as llama.cpp, F16 and auto)\n"
     "  -v, --verbose     show the log of llama.cpp\n";
@@ -46,6 +48,7 @@ struct options {
     std::string model;
     std::string tokens;
     std::string output;
+    std::string rpc;
     int32_t n_ctx     = 0;
     int32_t n_threads = (int32_t) std::max(1u, std::thread::hardware_concurrency());
     int32_t from      = 0;
@@ -89,6 +92,7 @@ static options parse(int argc, char ** argv) {
         else if (arg == "-c" || arg == "--ctx-size") { opt.n_ctx     = parse_int(arg, value(), 1); }
         else if (arg == "-t" || arg == "--threads")  { opt.n_threads = parse_int(arg, value(), 1); }
         else if (arg == "--from")                    { opt.from      = parse_int(arg, value(), 0); }
+        else if (arg == "--rpc")                     { opt.rpc       = value(); }
         else if (arg == "--no-repack")               { opt.no_repack = true; }
         else if (arg == "--kv-f32")                  { opt.kv_f32    = true; }
         else if (arg == "-v" || arg == "--verbose")  { opt.verbose   = true; }
@@ -103,6 +107,30 @@ static options parse(int argc, char ** argv) {
         die("--from " + std::to_string(opt.from) + " lies outside a chunk of " + std::to_string(opt.n_ctx));
     }
     return opt;
+}
+
+// The devices of RPC workers, "host:port,host:port", ended by a null; without workers none at all.
+static std::vector<ggml_backend_dev_t> rpc_devices(const std::string & servers) {
+    std::vector<ggml_backend_dev_t> devices;
+    std::istringstream list(servers);
+    for (std::string server; std::getline(list, server, ',');) {
+        using add_server_t = ggml_backend_reg_t (*)(const char *);
+        const ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
+        if (rpc == nullptr) {
+            die("--rpc: this build has no RPC backend");
+        }
+        const auto add_server =
+            reinterpret_cast<add_server_t>(ggml_backend_reg_get_proc_address(rpc, "ggml_backend_rpc_add_server"));
+        const ggml_backend_reg_t worker = add_server == nullptr ? nullptr : add_server(server.c_str());
+        if (worker == nullptr) {
+            die("--rpc " + server + ": has no device");
+        }
+        for (size_t i = 0; i < ggml_backend_reg_dev_count(worker); ++i) {
+            devices.push_back(ggml_backend_reg_dev_get(worker, i));
+        }
+    }
+    devices.push_back(nullptr);
+    return devices;
 }
 
 // The next chunk of token ids, each within the vocabulary; false where the input ends.
@@ -179,9 +207,9 @@ int main(int argc, char ** argv) {
     }
     ggml_backend_load_all();
 
-    ggml_backend_dev_t no_devices[] = { nullptr };
+    std::vector<ggml_backend_dev_t> devices = rpc_devices(opt.rpc);
     llama_model_params model_params = llama_model_default_params();
-    model_params.devices         = no_devices;
+    model_params.devices         = devices.data();
     model_params.use_extra_bufts = !opt.no_repack;
     std::unique_ptr<llama_model, decltype(&llama_model_free)> model(
         llama_model_load_from_file(opt.model.c_str(), model_params), llama_model_free);
