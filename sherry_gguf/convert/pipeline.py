@@ -146,4 +146,11 @@ def _notes(job: Job, instance: Any) -> list[str]:
     names = {name for part in instance.gguf_writer.tensors for name in part}
     if instance.hparams.get("tie_word_embeddings") and OUTPUT in names:
         notes.append(f"the tied embedding is written twice, as {OUTPUT} in {types.output}")
+    others = [name for name in instance.with_choice if name.startswith("blk.") and name not in instance.on_grid]
+    if others:
+        kinds = sorted({name.split(".", 2)[2].removesuffix(".weight") for name in others})
+        notes.append(
+            f"{len(others)} matrices of the blocks are no Sherry layers: {', '.join(kinds)} "
+            f"(--sherry-layers REGEX names other layers, if these were trained as such)"
+        )
     return notes

@@ -11,6 +11,7 @@ import pytest
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.convert.plan import make_plan
+from sherry_gguf.errors import SherryError
 from sherry_gguf.parity import measure, reference
 from sherry_gguf.parity.compare import Source, parity
 from sherry_gguf.parity.report import Limits
@@ -95,6 +96,21 @@ def test_tensors_are_of_the_type_and_hold_the_weights(family, grid, converted):
     assert ours == sorted(expected)
     assert report.verdict.sherry.tensors == len(expected)
     assert report.verdict.sherry.wrong_weights == report.verdict.sherry.wrong_scales == 0
+    assert any("attn_gate, attn_k_b, attn_kv_a_mqa" in note for note in report.notes) == (family == "HYV4")
+
+
+def test_latent_attention_can_be_sherry_too(pinned_gguf, published_checkpoint, tmp_path):
+    """All of HY_V4's projections, named; the keys' half of kv_b_proj is transposed for llama.cpp, and off the grid."""
+    model, file = published_checkpoint("HYV4", "SHERRY"), tmp_path / "model.gguf"
+    names = r"\.(\w+_a_proj(_with_mqa)?|\w+_b_proj|linear_gate|o_proj|\w*(gate|up|down)_proj)(\.weight)?$"
+    with pytest.raises(SherryError, match=r"attn_k_b\.weight: rows of 64 weights are no multiple of 128"):
+        convert(model, file, sherry_layers=names)
+    report = convert(model, file, sherry_layers=names, types=TypeChoice(overrides=(("attn_k_b", "f16"),)))
+    kinds = {tensor.name: tensor.type_name for tensor in report.tensors if tensor.name.startswith("blk.2.attn")}
+    assert {name.split(".")[2] for name, kind in kinds.items() if kind == "SHERRY"} == {
+        *("attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_v_b", "attn_gate", "attn_output")
+    }
+    assert kinds["blk.2.attn_k_b.weight"] == "F16"
 
 
 def relative_errors(found, expected):
