@@ -5,9 +5,9 @@
 PYTHON  ?= python3
 BIN     := .venv/bin
 READY   := .venv/.ready
-MODEL   := tests/data/angelslim-tiny-g128
+MODEL   := tests/data/sotu-sherry
 TEXT    := tests/data/sotu-heldout.txt
-GGUF    := .demo/angelslim-tiny-SHERRY.gguf
+GGUF    := .demo/sotu-sherry-SHERRY.gguf
 
 .PHONY: demo test clean
 
