@@ -52,6 +52,14 @@ class MeasuresCallback(TrainerCallback):
         self.file, self.steps = file, steps
         self.effective_rank: float | None = None  # the latest, as the mean over the layers watched
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and self.file.is_file():  # resumed: what came after the checkpoint comes again
+            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+            self.file.write_text("".join(kept), encoding="utf-8")
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

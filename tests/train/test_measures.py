@@ -50,3 +50,12 @@ def test_a_training_is_measured(train):
     assert next(entry["effective_rank"] for entry in history if "effective_rank" in entry) == pytest.approx(
         np.mean(list(lines[0]["effective_rank"].values()))
     )
+
+
+def test_a_resumed_training_is_measured_once(train):
+    """The line of step 4 was written before the run was stopped, and is written anew from the checkpoint of step 3."""
+    settings = {"measure_steps": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 3}
+    _, options = train("stopped", **settings)
+    train("stopped", **settings, resume_from_checkpoint=str(options.out / "checkpoint-3"))
+    lines = (options.out / "measures.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 4]
