@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sherry_gguf import blocks, stq1_0, ternary
-from sherry_gguf.format import BLOCK, BLOCK_BYTES, TYPE_NAME
-from sherry_gguf.groups import Groups
+from sherry_gguf.format import BLOCK, BLOCK_BYTES, GROUP, TYPE_NAME
+from sherry_gguf.groups import STRIDE, Groups
 
 F32 = npt.NDArray[np.float32]
 I8 = npt.NDArray[np.int8]
@@ -36,6 +36,17 @@ class ExactType:
     block_bytes: int
     unpack: Callable[[U8], tuple[I8, F32]]
     groups: Groups | None = None
+
+    def __str__(self) -> str:
+        """What a matrix must be like, for a message."""
+        return f"its blocks have {self.block} weights and one scale{_ONE_ZERO[self.groups]}"
+
+
+_ONE_ZERO: dict[Groups | None, str] = {
+    None: "",
+    "consecutive": f", and one zero in every {GROUP} neighbours",
+    "stride16": f", and one zero in every {GROUP} weights {STRIDE} apart",
+}
 
 
 def _unpack_sherry(data: U8) -> tuple[I8, F32]:

@@ -60,13 +60,8 @@ def require_none(tensors: Sequence[Tensor], asked: ExactType) -> None:
         what = f"rows of {first.row} weights do not fit {asked.name}"
     else:
         what = f"at least {first.changed:,} of {first.weights:,} weights do not fit {asked.name} and would change"
-    one_zero = {
-        None: "",
-        "consecutive": ", and one zero in every 4 neighbours",
-        "stride16": ", and one zero in every 4 weights 16 apart",
-    }[asked.groups]
     raise SherryError(
-        f"{first.name}: {what}: its blocks have {asked.block} weights and one scale{one_zero}; "
+        f"{first.name}: {what}: {asked}; "
         f"{len(misfits)} of {len(tensors)} tensors do not fit, with {sum(t.changed for t in misfits):,} of "
         f"{sum(t.weights for t in tensors):,} weights; {_way_out(tensors, misfits, asked)}"
     )

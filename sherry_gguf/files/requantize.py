@@ -28,7 +28,6 @@ from sherry_gguf.files.types import (
     upstream_types,
 )
 from sherry_gguf.gguf_types import use_exact_q4_0
-from sherry_gguf.groups import Groups
 from sherry_gguf.weight_check import count_changed, holds
 
 OUTTYPES = tuple(kind.name.lower() for kind in EXACT_TYPES)
@@ -38,11 +37,6 @@ _SHERRY_TYPES: dict[str, tuple[int, Callable[[F32], U8]]] = {
     STQ1_0.name: (stq1_0.TYPE_ID, stq1_0.pack_exact),
 }
 _LARGEST_SCALE = float(np.finfo(np.float16).max)  # Q4_0 reaches 8 times that
-_ONE_ZERO: dict[Groups | None, str] = {
-    None: "",
-    "consecutive": ", and one zero in every 4 neighbours",
-    "stride16": ", and one zero in every 4 weights 16 apart",
-}
 _MAY_BE_DENSE = "Q4_0"  # a type of any weights: tensors of it that are not ternary are left alone
 
 
@@ -145,7 +139,7 @@ def _require_exact(members: Sequence[Typed], kind: ExactType, header: Header, pr
         if other is not kind and all(_holds(typed, other, header) for typed in members)
     ]
     raise SherryError(
-        f"{_place(first, header)}: {what}: its blocks have {kind.block} weights and one scale{_ONE_ZERO[kind.groups]}; "
+        f"{_place(first, header)}: {what}: {kind}; "
         f"{np.count_nonzero(changed)} of {len(members)} tensors do not fit, with {sum(changed):,} of "
         f"{sum(typed.tensor.weights for typed in members):,} weights; "
         + (f"all fit --outtype {' or '.join(fitting)}" if fitting else "no one type holds all of them")
