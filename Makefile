@@ -15,7 +15,7 @@ demo: $(READY)
 	@mkdir -p $(dir $(GGUF))
 	$(BIN)/sherry-gguf build
 	$(BIN)/sherry-gguf convert $(MODEL) --outfile $(GGUF) --force
-	$$($(BIN)/sherry-gguf which llama-cli) -m $(GGUF) -p "My fellow citizens," -n 64 --seed 3 --single-turn </dev/null
+	$$($(BIN)/sherry-gguf which llama-cli) -m $(GGUF) -p "My fellow citizens," -n 64 --temp 0.6 --seed 6 --single-turn </dev/null
 	$(BIN)/sherry-gguf parity $(MODEL) $(GGUF) --text $(TEXT) --chunks 40
 
 test: $(READY)

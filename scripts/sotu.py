@@ -27,6 +27,8 @@ _TOKENIZER_CONFIG = {
     "eos_token": "</s>",
     "unk_token": "<unk>",
     "legacy": True,
+    # no assistant: what is said to llama-cli or llama-server is gone on with
+    "chat_template": "{% for message in messages %}{{ message['content'] }}{% endfor %}",
 }
 
 
