@@ -18,7 +18,7 @@ Bool = npt.NDArray[np.bool_]
 # A float matrix has few exact zeros, a 3:4 sparse one a quarter. In between nothing is known to exist.
 _SPARSE = 0.1
 # A matrix belongs to a grid even if a few of its groups or runs were damaged; reading it then names the place.
-_MOST_GROUPS = 0.99
+MOST_GROUPS = 0.99
 _MOST_RUNS = 0.9
 
 
@@ -62,7 +62,7 @@ def detect(weights: F32) -> Grid:
 def _one_zero_each(zero: Bool, groups: Groups) -> bool:
     """zero bool[rows, k] -> do almost all groups have one zero, but for those in an all-zero block?"""
     count = to_fours(zero, groups).reshape(-1, GROUP).sum(axis=1)
-    return bool(((count == 1) | _empty_blocks(zero)).mean() >= _MOST_GROUPS)
+    return bool(((count == 1) | _empty_blocks(zero)).mean() >= MOST_GROUPS)
 
 
 def _empty_blocks(zero: Bool) -> Bool:

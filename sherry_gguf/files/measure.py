@@ -14,6 +14,7 @@ from sherry_gguf.files.codecs import Chunk, read_chunks
 from sherry_gguf.files.header import Header
 from sherry_gguf.files.types import Typed
 from sherry_gguf.format import CODES, GROUP
+from sherry_gguf.grid import MOST_GROUPS
 from sherry_gguf.groups import GROUPS, RUN, to_fours
 
 I8 = npt.NDArray[np.int8]
@@ -24,7 +25,6 @@ Bool = npt.NDArray[np.bool_]
 GRIDS: Final = {"consecutive": "consecutive fours", "stride16": "stride 16"}
 DENSE: Final = "dense ternary"
 EMPTY: Final = "all zero"
-_MOST_GROUPS = 0.99  # a few damaged groups do not make another grid (sherry_gguf.grid)
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Measured:
         if not any(self.groups.values()):
             return EMPTY
         for kind, name in GRIDS.items():
-            if self.groups[kind] and self.one_zero[kind] >= _MOST_GROUPS * self.groups[kind]:
+            if self.groups[kind] and self.one_zero[kind] >= MOST_GROUPS * self.groups[kind]:
                 return name
         return DENSE
 

@@ -109,7 +109,7 @@ def _require_readable(header: Header, found: Sequence[Typed]) -> None:
         if new.type != old.type:
             raise SherryError(
                 f"{header.path}: {old.tensor.name}: {old.type.name if old.type else 'its type'} would not be found "
-                f"again: {new.problem or 'its new id is nobody’s'}; nothing was written"
+                f"again: {new.problem or 'no type is known by its new id'}; nothing was written"
             )
 
 

@@ -35,7 +35,6 @@ def test_the_loss_falls(train):
         per_device_train_batch_size=16,
         learning_rate=4e-3,
         bf16=True,
-        eval_data=None or [],
         logging_steps=5,
     )
     losses = [entry["loss"] for entry in history(options.out) if "loss" in entry]
