@@ -4,7 +4,8 @@
 //
 // Upstream gave it to Q2_0, 64 weights in 18 bytes. The first files of type STQ1_0, 256 weights in 42 bytes, have it too.
 // The bytes tell: a tensor ends where the next one begins, padded to the file's alignment, and the two readings of its
-// shape differ. All tensors of a file are of one kind. What upstream's reader accepts stays Q2_0.
+// shape differ. All tensors of a file are of one kind. What upstream's reader accepts stays Q2_0, unless all of them are
+// so small, and the alignment so large, that nothing tells.
 
 #include "ggml-impl.h"
 #include "ggml-stq1.h"
