@@ -12,8 +12,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from sherry_gguf import blocks
-from sherry_gguf.quantize import quantize
+from sherry_gguf.formats import sherry
+from sherry_gguf.weights.quantize import quantize
 
 T = TypeVar("T")
 
@@ -42,9 +42,9 @@ def main() -> None:
     megabytes = weights.nbytes / 1e6
 
     quantizing, grid = timed(lambda: quantize(weights), args.rounds)
-    packing, packed = timed(lambda: blocks.pack(grid.codes, grid.scales), args.rounds)
-    unpacking, values = timed(lambda: blocks.dequantize(packed), args.rounds)
-    assert np.array_equal(blocks.pack_exact(values), packed)
+    packing, packed = timed(lambda: sherry.BLOCKS.pack(grid.codes, grid.scales), args.rounds)
+    unpacking, values = timed(lambda: sherry.SHERRY.dequantize(packed), args.rounds)
+    assert np.array_equal(sherry.SHERRY.pack(values), packed)
 
     print(f"{args.rows} x {args.columns} weights, one thread, median of {args.rounds}, MB/s of float32")
     print(f"quantize and pack   {megabytes / (quantizing + packing):7.0f}")

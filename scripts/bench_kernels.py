@@ -34,15 +34,17 @@ import numpy.typing as npt
 from limits import Loops, limits, limits_line, machine
 from stq1_rows import stq1_rows
 
-from sherry_gguf import blocks, llama_cpp
+from sherry_gguf import llama_cpp
 from sherry_gguf.errors import SherryError
-from sherry_gguf.format import BLOCK, BLOCK_BYTES, CODES, GROUP, PATTERNS, TYPE_ID
+from sherry_gguf.formats import sherry
+from sherry_gguf.formats.groups import CODES, GROUP, PATTERNS
+from sherry_gguf.formats.sherry import SHERRY
 
 U8 = npt.NDArray[np.uint8]
 
 ISAS = ("generic", "avx2", "avx512", "neon")
 TILE_ROWS = 32
-TILE_BYTES = TILE_ROWS * BLOCK_BYTES
+TILE_BYTES = TILE_ROWS * SHERRY.block_bytes
 UNIT = 512  # rows: a sample from memory takes some of these
 DISTINCT = 128  # rows: a large matrix repeats them, what they hold does not change the time
 SAMPLE_SECONDS = 1e-3
@@ -87,7 +89,7 @@ class Ggml:
         self.cpu.ggml_cpu_init()
 
     def type_id(self, name: str) -> int:
-        for type_id in range(TYPE_ID + 1):  # the last one that a file can hold
+        for type_id in range(SHERRY.type_id + 1):  # the last one that a file can hold
             if self.base.ggml_type_name(type_id) == name.encode():
                 return type_id
         raise SherryError(f"this build has no type {name!r}")
@@ -155,17 +157,19 @@ class Problem:
 def problem(length: int, columns: int) -> Problem:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, CODES, (DISTINCT, length // GROUP), dtype=np.uint8)
-    packed = blocks.pack(codes, np.ones((DISTINCT, length // BLOCK), np.float32))
-    x = rng.integers(-127, 128, (columns, length // BLOCK, BLOCK)).astype(np.int8)
+    packed = sherry.BLOCKS.pack(codes, np.ones((DISTINCT, length // SHERRY.block), np.float32))
+    x = rng.integers(-127, 128, (columns, length // SHERRY.block, SHERRY.block)).astype(np.int8)
 
-    activations = np.zeros((columns, length // BLOCK), [("d", "<f4"), ("sum", "<i4"), ("qs", np.int8, BLOCK)])
+    activations = np.zeros(
+        (columns, length // SHERRY.block), [("d", "<f4"), ("sum", "<i4"), ("qs", np.int8, SHERRY.block)]
+    )
     activations["d"] = 1
     activations["sum"] = x.sum(axis=-1, dtype=np.int32)
     # planes: byte p*32 + g is activation 4*g + p
-    activations["qs"] = x.reshape(columns, -1, BLOCK // GROUP, GROUP).swapaxes(-1, -2).reshape(x.shape)
+    activations["qs"] = x.reshape(columns, -1, SHERRY.block // GROUP, GROUP).swapaxes(-1, -2).reshape(x.shape)
 
-    read_back, _ = blocks.unpack(packed)
-    w = PATTERNS[read_back].reshape(DISTINCT, -1, BLOCK).astype(np.int32)
+    read_back, _ = sherry.BLOCKS.unpack(packed)
+    w = PATTERNS[read_back].reshape(DISTINCT, -1, SHERRY.block).astype(np.int32)
     sums = np.stack([(w * column).sum(axis=-1, dtype=np.int32) for column in x.astype(np.int32)])
     return Problem(packed, activations.view(np.uint8), sums.sum(axis=-1, dtype=np.int64), sums)
 
@@ -231,10 +235,10 @@ class Bench:
         return Kernel(name, type_name, 8 * row_bytes / length, rows, run, result)
 
     def tile_kernel(self, name: str, kernel: Any) -> Kernel:
-        n_blocks, source = self.length // BLOCK, self.problem.weights
+        n_blocks, source = self.length // SHERRY.block, self.problem.weights
         packed = aligned((DISTINCT // TILE_ROWS, n_blocks, TILE_BYTES))
         for tile, block in np.ndindex(packed.shape[:2]):
-            first = source[tile * TILE_ROWS :, block * BLOCK_BYTES :].ctypes.data
+            first = source[tile * TILE_ROWS :, block * SHERRY.block_bytes :].ctypes.data
             kernel.pack(first, n_blocks, packed[tile, block].ctypes.data)
         rows = -(-self.matrix_rows(source.shape[1]) // TILE_ROWS) * TILE_ROWS
         weights = self.matrices(packed.reshape(len(packed), -1), TILE_ROWS, rows)
@@ -273,7 +277,7 @@ class Bench:
             repeat = max(1, 4096 // n_blocks)
             return make_tables(1, repeat) / repeat / n_blocks
 
-        return Kernel(name, "sherry", 8 * BLOCK_BYTES / BLOCK, rows, run, result, table_seconds)
+        return Kernel(name, "sherry", 8 * SHERRY.block_bytes / SHERRY.block, rows, run, result, table_seconds)
 
     def peer(self, name: str) -> Kernel:
         type_id = self.ggml.type_id(name)
@@ -300,7 +304,7 @@ class Bench:
 
     def check_integers(self, isa: str) -> None:
         """Raises SherryError unless the integers inside vec_dot are the oracle's, block by block."""
-        out = np.empty(self.length // BLOCK, dtype=np.int32)
+        out = np.empty(self.length // SHERRY.block, dtype=np.int32)
         for column, row in np.ndindex(self.columns, DISTINCT):
             arrays = out, self.problem.weights[row], self.problem.activations[column]
             pointers = (ctypes.c_void_p(array.ctypes.data) for array in arrays)

@@ -27,9 +27,10 @@ import numpy.typing as npt
 from bench_kernels import Ggml
 from limits import Loops, limits, limits_line, machine
 
-from sherry_gguf import blocks, llama_cpp
+from sherry_gguf import llama_cpp
 from sherry_gguf.errors import SherryError
-from sherry_gguf.format import BLOCK, CODES, GROUP
+from sherry_gguf.formats.groups import CODES, GROUP
+from sherry_gguf.formats.sherry import BLOCKS, SHERRY
 
 F32 = npt.NDArray[np.float32]
 
@@ -92,10 +93,10 @@ def products(ggml: Ggml, types: list[str], rows: int, length: int, tokens: int, 
     """SHERRY and STQ1_0 in tiles and in rows, compared with NumPy's product of their weights, and the other types."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, CODES, (rows, length // GROUP), dtype=np.uint8)
-    sherry = blocks.pack(codes, rng.uniform(0.01, 0.03, (rows, length // BLOCK)).astype(np.float32))
-    weights = blocks.dequantize(sherry)
+    blocks = BLOCKS.pack(codes, rng.uniform(0.01, 0.03, (rows, length // SHERRY.block)).astype(np.float32))
+    weights = SHERRY.dequantize(blocks)
     x = rng.standard_normal((tokens, length)).astype(np.float32)
-    ours = {"sherry": sherry, "stq1_0": ggml.quantize(ggml.type_id("stq1_0"), weights)}
+    ours = {"sherry": blocks, "stq1_0": ggml.quantize(ggml.type_id("stq1_0"), weights)}
     out = []
     for name, packed in ours.items():
         expected = x @ dequantize(ggml, name, packed, length).T

@@ -11,31 +11,28 @@ from collections.abc import Sequence
 from sherry_gguf import __version__
 from sherry_gguf.errors import SherryError
 
-# command -> the module that has configure(parser) and run(args); imported only when it is asked for
+# command -> its summary; its module in commands/ is imported only when it is asked for
 COMMANDS = {
-    "convert": ("sherry_gguf.convert.cli", "convert a Sherry checkpoint to GGUF"),
-    "build": ("sherry_gguf.llama_cpp.build_cli", "fetch, patch and build the pinned llama.cpp"),
-    "which": (
-        "sherry_gguf.llama_cpp.which_cli",
-        "print the path of a built program or of the patched source",
-    ),
-    "train": ("sherry_gguf.train.cli", "train a Sherry model, with Arenas (needs the extra `train`)"),
-    "inspect": ("sherry_gguf.files.inspect_cli", "show what a GGUF file holds, and whether llama.cpp reads it"),
-    "retag": ("sherry_gguf.files.retag_cli", "change the type ids of a GGUF's Sherry tensors"),
-    "requantize": ("sherry_gguf.files.requantize_cli", "store a GGUF's ternary tensors in another type, exactly"),
-    "parity": ("sherry_gguf.parity.cli", "compare a GGUF in llama.cpp with its checkpoint in PyTorch"),
+    "convert": "convert a Sherry checkpoint to GGUF",
+    "build": "fetch, patch and build the pinned llama.cpp",
+    "which": "print the path of a built program or of the patched source",
+    "train": "train a Sherry model, with Arenas (needs the extra `train`)",
+    "inspect": "show what a GGUF file holds, and whether llama.cpp reads it",
+    "retag": "change the type ids of a GGUF's Sherry tensors",
+    "requantize": "store a GGUF's ternary tensors in another type, exactly",
+    "parity": "compare a GGUF in llama.cpp with its checkpoint in PyTorch",
 }
 
 EXTRAS = ("train",)  # commands whose dependencies are an extra of their name
 
 
 def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Run one command on argv (default: the process's) and return its exit status.
+    """Do one command on argv (default: the process's) and return its exit status.
 
     Bad input (SherryError) is one line on stderr and status 1, and so is an OSError; bad usage is argparse's status 2.
     """
     try:
-        module = importlib.import_module(COMMANDS[name][0])
+        module = importlib.import_module(f"sherry_gguf.commands.{name}")
     except ModuleNotFoundError as error:
         if name not in EXTRAS:
             raise
@@ -46,9 +43,9 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     module.configure(parser)
     args = parser.parse_args(argv)
     try:
-        return int(module.run(args))
+        return int(module.execute(args))
     except SherryError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {error.worded(module.WAYS)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
@@ -70,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sherry-gguf", description="Run 1.25-bit Sherry models with llama.cpp.")
     parser.add_argument("--version", action="version", version=f"sherry-gguf {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (_, summary) in COMMANDS.items():
+    for name, summary in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
     return run_command(parser.parse_args(argv[:1]).command, argv[1:])
 

@@ -1,17 +1,95 @@
-"""The one exception of this package for bad input."""
+"""The one exception of this package for bad input, and the ways out that it can name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Way(Enum):
+    """A way out of a refusal, in words that fit any caller; {0}, {1} .. stand for its values.
+
+    Whoever raises an error knows the way, and a command knows its flag: ``commands/ways_out.py`` says it in flags.
+    """
+
+    # reading a checkpoint
+    CONFIG_DIRECTORY = "name the directory that has config.json and the tokenizer"
+    STATE_DICT = "to convert the state dict, name the file {0} and its configuration's directory {1}"
+    DECLARE = "if they were trained as Sherry, declare the granularity, such as per_group with group size 128"
+    DECLARE_STRIDE = "if they were trained in the groups of STQ1_0, declare per_group and the grid stride16"
+    DECLARE_SPARSE = "if these are Sherry's latents with their zeros applied, declare the granularity"
+    GROUP_SIZE = "give the group size it was trained with"
+    NAME_LAYERS = "name the quantized linear layers by a regular expression"
+    LEAVE_OUT = "leave it out of the Sherry layers, if it is none"
+    ONLY_BAKED = "name the baked layers alone as Sherry layers, which leaves the others as they are"
+    SEEN_GRID = "declare no grid: that of baked weights is seen"
+    UPSTREAM = "llama.cpp's own converter stores such weights as TQ2_0 or TQ1_0"
+    CHANGE_WEIGHTS = "allow a lossy conversion, which quantizes a plain model and changes its weights"
+
+    # choosing types
+    ALL_FIT = "{0} holds all of them"
+    AUTO = "auto takes for each tensor the smallest type that holds it"
+    REST_AS = "store the tensors that match {0} as {1}"
+    OTHER_TYPE = "store the tensor in another type, such as f16"
+    EMBEDDING_TYPE = "choose another type for the embedding, such as f16"
+    OUTPUT_TYPE = "choose another type for the output, such as f16"
+    KEEP_SCALES = "store the tensor as f32, which keeps its scales as they are"
+    REGRID = "reorder the channels, which makes them fit"
+    NO_REGRID = "leave its channels in their order"
+    AUTO_NO_REGRID = "leave its channels in their order, and take for each tensor the smallest type that holds it"
+    REGRID_TYPE = "ask for {0}, the type that it is for"
+
+    # writing
+    OTHER_OUTFILE = "choose another output file"
+    REPLACE = "allow replacing it"
+    INSPECT = "an inspection shows the types"
+
+    # running
+    BUILD = "build llama.cpp{0}"
+    BUILD_TARGET = "build the target {0}"
+    BUILD_TESTS = "build the native tests"
+    BUILD_PIN = "build the pinned llama.cpp instead"
+    GIVE_SDIST = "get the sdist elsewhere, and give it to the build"
+    CONTEXT = "take another context size, {0}"
+    WHERE = "ask for more words, which show where"
+    OTHER_DIRECTORY = "choose another directory"
+    RESUME = "resume the training that is there"
+    START_ANEW = "start a training instead of resuming one"
+
+    def __call__(self, *values: object) -> Advice:
+        """This way with its values."""
+        return Advice(self, values)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A way out with what it is about."""
+
+    way: Way
+    values: tuple[object, ...] = ()
 
 
 class SherryError(ValueError):
     """Something given to sherry-gguf cannot be used as it is.
 
-    The message is one line for a person: what was seen (file, tensor, row, group), and the way out.
-    Command lines print it without a traceback and exit with status 1.
+    saw   one line for a person: what was seen (file, tensor, row, group)
+    ways  what can be done about it, the best first
+
+    The message is both, with semicolons between. Command lines print it without a traceback, the ways as their own
+    flags, and exit with status 1.
     """
+
+    def __init__(self, saw: str, *ways: Way | Advice) -> None:
+        self.saw = saw
+        self.ways = tuple(way if isinstance(way, Advice) else Advice(way) for way in ways)
+        super().__init__(self.worded({}))
+
+    def worded(self, flags: Mapping[Way, str]) -> str:
+        """The message, with a way out as ``flags`` has it where that knows the way."""
+        ways = (flags.get(advice.way, advice.way.value).format(*advice.values) for advice in self.ways)
+        return "; ".join((self.saw, *ways))
 
 
 @contextmanager
@@ -20,4 +98,4 @@ def naming(what: str) -> Iterator[None]:
     try:
         yield
     except SherryError as error:
-        raise SherryError(f"{what}: {error}") from error
+        raise type(error)(f"{what}: {error.saw}", *error.ways) from error

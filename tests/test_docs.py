@@ -13,8 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sherry_gguf import blocks
-from sherry_gguf.quantize import quantize
+from sherry_gguf.weights.quantize import expand, quantize
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("convert/recipes/*.md")])
@@ -34,7 +33,7 @@ def folder(tmp_path, tiny_checkpoint, heldout_text):
     for name, weights in state.items():
         if name.endswith("_proj.weight"):
             grid = quantize(weights.float().numpy())
-            state[name] = torch.from_numpy(blocks.expand(grid.codes, grid.scales)).bfloat16()
+            state[name] = torch.from_numpy(expand(grid.codes, grid.scales)).bfloat16()
     save_file(state, tmp_path / "baked" / "model.safetensors")
     torch.save(state, tmp_path / "baked_fake_quant_model.pt")
     return tmp_path

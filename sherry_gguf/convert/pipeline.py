@@ -9,32 +9,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sherry_gguf import llama_cpp
-from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.checkpoint import Source
 from sherry_gguf.convert.library import use_library_quantizers
 from sherry_gguf.convert.model import Job, open_model
 from sherry_gguf.convert.plan import make_plan
-from sherry_gguf.convert.regridded import REGRIDDED_TYPE, regridded
-from sherry_gguf.convert.report import Report, WrittenTensor
+from sherry_gguf.convert.regridded import regridded
 from sherry_gguf.convert.settle import settle
-from sherry_gguf.convert.types import OUTPUT, TypeChoice
+from sherry_gguf.convert.summary import Conversion, WrittenTensor
+from sherry_gguf.convert.type_choice import OUTPUT, TypeChoice
 from sherry_gguf.convert.verify import verify as verify_file
-from sherry_gguf.errors import SherryError
+from sherry_gguf.errors import SherryError, Way
 from sherry_gguf.files.outfile import rename_durably, require_free, temporary_beside
-from sherry_gguf.gguf_types import use_exact_q4_0
-from sherry_gguf.groups import Groups
-from sherry_gguf.quantize import Granularity
-from sherry_gguf.regrid import KEY
+from sherry_gguf.formats.registration import use_exact_q4_0
+from sherry_gguf.weights.channel_order import KEY, REGRIDDED
 
 
 def convert(
-    model: Path,
+    source: Source | Path,
     outfile: Path | None = None,
     *,
-    config_dir: Path | None = None,
-    granularity: Granularity | None = None,
-    sherry_layers: str | None = None,
-    allow_lossy: bool = False,
-    groups: Groups | None = None,
     types: TypeChoice | None = None,
     regrid: Literal["exact"] | None = None,
     model_name: str | None = None,
@@ -43,70 +36,82 @@ def convert(
     verify: bool = True,
     dry_run: bool = False,
     progress: bool = False,
-) -> Report:
-    """Convert the checkpoint ``model`` (a directory, or a state dict with ``config_dir``) to GGUF.
+) -> Conversion:
+    """Convert a checkpoint to GGUF.
 
+    source         a directory, read as it declares itself; or a Source, which says more
     outfile        default: in the model's directory, named by upstream's rule; {ftype} in it is replaced
-    granularity    declares latent weights to be Sherry's, and wins over config.json
-    sherry_layers  regex of the checkpoint's names of the quantized linear layers, and wins over config.json
-    allow_lossy    quantize weights that are not Sherry's all the same
-    groups         of which weights, for latent ones, and wins over config.json; those of baked ones are seen
     types          of the file's tensors; the values written are those of exact blocks in whatever type
-    regrid         reorder channels so that groups of consecutive weights are STQ1_0's (``sherry_gguf.regrid``)
+    regrid         reorder channels so that groups of neighbours are STQ1_0's (``weights/channel_order.py``)
     force          replace an existing outfile (only once the new file is complete and verified)
     dry_run        write nothing
 
     The pinned llama.cpp's source is fetched on first use. Raises SherryError, and then leaves outfile as it was.
     """
+    source = Source(source) if isinstance(source, Path) else source
     types = types or TypeChoice()
-    if regrid is not None and types.outtype != REGRIDDED_TYPE:
-        raise SherryError(f"--regrid {regrid} puts layers on the grid of STQ1_0 alone: give --outtype {REGRIDDED_TYPE}")
+    if regrid is not None and types.asked is not REGRIDDED:
+        raise SherryError(
+            f"regridding is for {REGRIDDED.name} alone, and {types.outtype} was asked for",
+            Way.REGRID_TYPE(REGRIDDED.outtype),
+        )
     if metadata is not None and not metadata.is_file():
-        raise SherryError(f"{metadata}: no such file (--metadata)")
+        raise SherryError(f"{metadata}: no such file")
     if outfile is not None:
         require_free(outfile, force or dry_run)
     llama_cpp.use_pinned_gguf()
     use_library_quantizers(types.library_types())
     use_exact_q4_0()
 
-    checkpoint = Checkpoint(model, config_dir)
-    plan = make_plan(checkpoint, granularity, sherry_layers, allow_lossy, groups)
+    checkpoint = source.open()
+    plan = make_plan(checkpoint, source)
     if regrid is not None:
         plan = regridded(plan, checkpoint)
     job = Job(checkpoint, plan, types)
-    with _upstream_errors(model):
-        settled = settle(job, outfile or _directory_for(model), progress)
+    proposed = outfile or _directory_for(source.model)
+    with _upstream_errors(source.model):
+        settled = settle(job, proposed, progress)
         job = replace(job, sherry_types=settled.types)
-        instance = open_model(job, outfile or _directory_for(model), model_name, metadata)
+        instance = open_model(job, proposed, model_name, metadata)
         instance.prepare_tensors()
         instance.prepare_metadata(vocab_only=False)
     target: Path = instance.fname_out
+    tensors = _written(instance)
     notes = [*_notes(job, instance), *settled.notes]
-    report = Report(target, job.plan.summary(), _written(instance), job.losses, notes)
+    conversion = Conversion(target, job.plan.summary(), tensors, job.losses, notes)
     if dry_run:
-        return report
+        return conversion
 
     require_free(target, force)
     with temporary_beside(target) as temporary:
-        with _upstream_errors(model):
-            _write(instance, temporary, progress)
+        with _upstream_errors(source.model):
+            _write(job, instance, temporary, progress)
             if verify:
                 as_trained = open_model(replace(job, as_trained=True, losses={}), target)
-                report = replace(report, verdict=verify_file(temporary, as_trained, progress))
+                conversion = replace(conversion, verdict=verify_file(temporary, as_trained, progress))
         rename_durably(temporary, target)
-    return report
+    return conversion
 
 
 def _directory_for(model: Path) -> Path:
     return model if model.is_dir() else model.parent
 
 
-def _write(instance: Any, path: Path, progress: bool) -> None:
+def _write(job: Job, instance: Any, path: Path, progress: bool) -> None:
+    """Write the file. Raises UnfitScales if a scale that fp16 cannot hold went into a tensor that is not F32."""
     writer = instance.gguf_writer
+    tensors = _written(instance)
     writer.write_header_to_file(path=path)
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file(progress=progress)
+    try:
+        writer.write_tensors_to_file(progress=progress)
+    except SherryError as error:
+        # a type packs rows of a tensor, and knows neither its name nor the layer that it was
+        raise (job.unfit_scales[-1] if job.unfit_scales else error) from error
     writer.close()
+    by_choice = instance.recorder.baked - instance.recorder.exact
+    if job.unfit_scales and any(t.type_name != "F32" for t in tensors if t.name in by_choice):
+        raise job.unfit_scales[-1]
 
 
 @contextmanager
@@ -121,7 +126,7 @@ def _upstream_errors(model: Path) -> Iterator[None]:
     except Exception as error:
         said = " ".join(str(error).split()) or "no message"
         raise SherryError(
-            f"{model}: llama.cpp's converter stopped with {type(error).__name__}: {said} (--verbose shows where)"
+            f"{model}: llama.cpp's converter stopped with {type(error).__name__}: {said}", Way.WHERE
         ) from error
 
 
@@ -134,7 +139,7 @@ def _written(instance: Any) -> list[WrittenTensor]:
 
 
 def _notes(job: Job, instance: Any) -> list[str]:
-    checkpoint, types = job.checkpoint, job.types
+    checkpoint, types, recorder = job.checkpoint, job.types, instance.recorder
     notes = []
     if job.plan.moved:
         notes.append(
@@ -143,14 +148,15 @@ def _notes(job: Job, instance: Any) -> list[str]:
         )
     if checkpoint.ignored:
         notes.append(f"ignored {len(checkpoint.ignored)} quantizer buffers, the first {checkpoint.ignored[0]}")
+    notes += [f"ignored {name} beside the weights: llama.cpp has a cache of its own" for name in checkpoint.beside]
     names = {name for part in instance.gguf_writer.tensors for name in part}
     if instance.hparams.get("tie_word_embeddings") and OUTPUT in names:
         notes.append(f"the tied embedding is written twice, as {OUTPUT} in {types.output}")
-    others = [name for name in instance.with_choice if name.startswith("blk.") and name not in instance.on_grid]
+    others = [name for name in recorder.with_choice if name.startswith("blk.") and name not in recorder.baked]
     if others:
-        kinds = sorted({name.split(".", 2)[2].removesuffix(".weight") for name in others})
+        layers = sorted({name.split(".", 2)[2].removesuffix(".weight") for name in others})
         notes.append(
-            f"{len(others)} matrices of the blocks are no Sherry layers: {', '.join(kinds)} "
-            f"(--sherry-layers REGEX names other layers, if these were trained as such)"
+            f"{len(others)} matrices of the blocks are no Sherry layers: {', '.join(layers)}; "
+            f"if these were trained as such, name them too"
         )
     return notes

@@ -1,55 +1,52 @@
-"""Which weights of a checkpoint are Sherry layers, and how each is brought onto the grid. Nothing is written here."""
+"""Which weights of a checkpoint are Sherry layers, and how each is read. Nothing is written here."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Literal
 
 import torch
 
-from sherry_gguf import stq1_0
-from sherry_gguf.checkpoint import Checkpoint
-from sherry_gguf.errors import SherryError, naming
-from sherry_gguf.format import BLOCK
-from sherry_gguf.grid import Grid, Kind, detect
-from sherry_gguf.groups import STRIDE, Groups
-from sherry_gguf.quantize import Granularity
+from sherry_gguf.checkpoint import Checkpoint, Source
+from sherry_gguf.errors import SherryError, Way, naming
+from sherry_gguf.formats.groups import STRIDE, Grid
+from sherry_gguf.weights import refusal
+from sherry_gguf.weights.detect import Family, Look, detect
+from sherry_gguf.weights.granularity import DEFAULT_GROUP_SIZE, Granularity
+from sherry_gguf.weights.quantize import PIECE
 
 _SAMPLE_ROWS = 64
 
-DEFAULT_GROUP_SIZE: Final[dict[Groups, int]] = {"consecutive": BLOCK, "stride16": stq1_0.BLOCK}
-
-Source = Literal["latent", "baked", "lossy"]
+Reading = Literal["latent", "baked", "lossy"]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """How one layer reaches the grid.
+    """How one layer is read.
 
     latent  the trainer's float weights: quantized as the trained forward does, which loses nothing
-    baked   on the grid already: codes and scales are read off
+    baked   ternary already: codes and scales are read off
     lossy   a plain model's weights, which the user allowed to be changed
 
-    span    the weights of a row that share a scale and would lie in one block; 128 where SHERRY's blocks fit
-    groups  of which weights; a baked layer's may fit both kinds
+    piece  the weights of a row that share a scale and would lie in one block; 128 where SHERRY's blocks fit
+    grids  of which weights its groups are; a baked layer may fit both grids
 
     Those of baked layers are read off a sample of rows.
     """
 
-    source: Source
-    span: int
-    groups: tuple[Groups, ...]
+    source: Reading
+    piece: int
+    grids: tuple[Grid, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
     """layers: weight name -> Layer. granularity: of the latent and lossy ones.
 
-    moved: tensor name -> dimensions whose channels are put in another order once it is on the grid
+    moved: tensor name -> dimensions whose channels are put in another order once the tensor is baked
     """
 
     layers: dict[str, Layer]
@@ -61,68 +58,57 @@ class Plan:
         count = {source: sources.count(source) for source in ("latent", "baked", "lossy")}
         parts = [f"{n} {source}" for source, n in count.items() if n]
         scales = "" if count["baked"] == len(self.layers) else f", scales {self.granularity}"
-        apart = sum("consecutive" not in layer.groups for layer in self.layers.values())
+        apart = sum("consecutive" not in layer.grids for layer in self.layers.values())
         stride = f", {apart} of them with groups of weights {STRIDE} apart" if apart else ""
         return f"{' and '.join(parts)} Sherry layers{scales}{stride}"
 
 
-def make_plan(
-    checkpoint: Checkpoint,
-    granularity: Granularity | None = None,
-    sherry_layers: str | None = None,
-    allow_lossy: bool = False,
-    groups: Groups | None = None,
-) -> Plan:
-    """Decide for every Sherry layer how it is read.
+def make_plan(checkpoint: Checkpoint, source: Source | None = None) -> Plan:
+    """Decide for every Sherry layer how it is read. source: what the checkpoint was opened from, if it says more.
 
-    granularity: what the user declares; it wins over config.json, and tells that latent weights are Sherry's.
-    allow_lossy: quantize what would be refused; what is Sherry's is still read as it was trained.
-    groups: of latent weights, if not as config.json has it; those of baked ones are seen, and refused if others.
+    A granularity that the user declares wins over config.json, and tells that latent weights are Sherry's. A lossy
+    conversion quantizes what would be refused; what is Sherry's is still read as it was trained.
     Raises SherryError for a checkpoint that is not Sherry, saying what was seen and what would fit.
     """
-    sherry_layers = checkpoint.declared_layers() if sherry_layers is None else sherry_layers
-    names = [name for name in checkpoint.names if re.search(sherry_layers, name)]
-    if not names:
-        raise SherryError(
-            f"{checkpoint.path}: no weight's name matches {sherry_layers}; "
-            f"name the quantized linear layers of this architecture (--sherry-layers REGEX)"
-        )
-    grids = {name: _grid(checkpoint, name) for name in names}
-    declared = granularity or _declared(checkpoint, allow_lossy)
-    # Latents saved with their zeros applied have magnitudes of their own; quantizing them refuses any other sparsity.
-    latents = (Kind.FLOAT,) if declared is None else (Kind.FLOAT, Kind.SPARSE)
-    foreign = [name for name, grid in grids.items() if grid.kind not in (*latents, Kind.SHERRY)]
-    if foreign and not allow_lossy:
-        raise SherryError(_foreign(checkpoint, grids, foreign))
-    floats = [name for name, grid in grids.items() if grid.kind is Kind.FLOAT]
-    if floats and declared is None and not allow_lossy:
-        raise SherryError(_undeclared(checkpoint, floats, len(names)))
+    source = source or Source(checkpoint.path)
+    looks = _look_at_layers(checkpoint, source)
+    declared = source.granularity or _declared(checkpoint, source.allow_lossy)
+    if not source.allow_lossy:
+        _require_sherry(checkpoint, looks, declared)
+    grid = source.grid or checkpoint.declared_grid()
+    _require_grid(checkpoint, looks, source.grid)
 
-    contradicting = [n for n, g in grids.items() if groups is not None and g.groups and groups not in g.groups]
-    if contradicting:
-        raise SherryError(
-            f"{checkpoint.path}: {len(contradicting)} of {len(names)} layers, the first {contradicting[0]}, are baked "
-            f"with {grids[contradicting[0]].groups[0]} groups; --grid is for latent weights"
-        )
-
-    groups = groups or checkpoint.declared_groups()
-    granularity = declared or Granularity("per_group", DEFAULT_GROUP_SIZE[groups])
-    only_declared: tuple[Groups, ...] = (groups,)
+    granularity = declared or Granularity("per_group", DEFAULT_GROUP_SIZE[grid])
     layers: dict[str, Layer] = {}
-    source: Source
-    for name, grid in grids.items():
+    for name, look in looks.items():
         rows, row_length = checkpoint.info(name).shape[-2:]
-        scales, kinds = granularity, only_declared
-        if grid.kind is Kind.SHERRY:
-            source, scales, kinds = "baked", grid.granularity or granularity, grid.groups
-        elif grid.kind in latents and declared is not None:
-            source = "latent"
+        reading: Reading
+        if look.family is Family.SHERRY:
+            reading, scales, grids = "baked", look.granularity or granularity, look.grids
         else:
-            source = "lossy"
+            reading = "latent" if look.family in _latents(declared) and declared is not None else "lossy"
+            scales, grids = granularity, (grid,)
         with naming(name):
-            run = scales.run_length(rows, row_length, kinds[0])
-        layers[name] = Layer(source, math.gcd(run, row_length, BLOCK), kinds)
+            run_length = scales.run_length(rows, row_length, grids[0])
+        layers[name] = Layer(reading, math.gcd(run_length, row_length, PIECE), grids)
     return Plan(layers, granularity)
+
+
+def _look_at_layers(checkpoint: Checkpoint, source: Source) -> dict[str, Look]:
+    layers = checkpoint.declared_layers() if source.sherry_layers is None else source.sherry_layers
+    names = [name for name in checkpoint.names if re.search(layers, name)]
+    if not names:
+        raise SherryError(f"{checkpoint.path}: no weight's name matches {layers}", Way.NAME_LAYERS)
+    return {name: _look(checkpoint, name) for name in names}
+
+
+def _look(checkpoint: Checkpoint, name: str) -> Look:
+    with naming(name):
+        shape = checkpoint.info(name).shape
+        if len(shape) not in (2, 3):
+            raise SherryError(f"has shape {list(shape)}, no linear layer's", Way.LEAVE_OUT)
+        sample = checkpoint.head(name, _SAMPLE_ROWS if len(shape) == 2 else 1)
+        return detect(sample.reshape(-1, shape[-1])[:_SAMPLE_ROWS].to(torch.float32).numpy())
 
 
 def _declared(checkpoint: Checkpoint, allow_lossy: bool) -> Granularity | None:
@@ -134,44 +120,30 @@ def _declared(checkpoint: Checkpoint, allow_lossy: bool) -> Granularity | None:
         raise
 
 
-def _grid(checkpoint: Checkpoint, name: str) -> Grid:
-    with naming(name):
-        shape = checkpoint.info(name).shape
-        if len(shape) not in (2, 3):
-            raise SherryError(f"has shape {list(shape)}, no linear layer's; exclude it (--sherry-layers REGEX)")
-        sample = checkpoint.head(name, _SAMPLE_ROWS if len(shape) == 2 else 1)
-        return detect(sample.reshape(-1, shape[-1])[:_SAMPLE_ROWS].to(torch.float32).numpy())
+def _latents(declared: Granularity | None) -> tuple[Family, ...]:
+    """The families that latents can have.
+
+    Latents saved with their zeros applied have magnitudes of their own; quantizing them refuses any other sparsity.
+    """
+    return (Family.FLOAT,) if declared is None else (Family.FLOAT, Family.SPARSE)
 
 
-_FITS = {
-    Kind.TERNARY: "TQ2_0 or TQ1_0 hold such weights (llama.cpp's convert_hf_to_gguf.py --outtype tq2_0)",
-    Kind.SPARSE: "if these are Sherry's latents with their zeros applied, declare it (--granularity)",
-}
+def _require_sherry(checkpoint: Checkpoint, looks: Mapping[str, Look], declared: Granularity | None) -> None:
+    where = str(checkpoint.path)
+    foreign = [name for name, look in looks.items() if look.family not in (*_latents(declared), Family.SHERRY)]
+    if foreign:
+        raise refusal.foreign_weights(where, looks, foreign)
+    floats = [name for name, look in looks.items() if look.family is Family.FLOAT]
+    if floats and declared is None:
+        raise refusal.undeclared(where, floats, len(looks))
 
 
-def _foreign(checkpoint: Checkpoint, grids: dict[str, Grid], names: list[str]) -> str:
-    by_kind: dict[Kind, list[str]] = defaultdict(list)
-    for name in names:
-        by_kind[grids[name].kind].append(name)
-    kind, members = max(by_kind.items(), key=lambda item: len(item[1]))
-    grid = grids[members[0]]
-    scales = f", magnitudes {grid.granularity}" if grid.granularity else ""
-    return (
-        f"{checkpoint.path}: {len(members)} of {len(grids)} layers, the first {members[0]}, are {kind.value}: "
-        f"{grid.zeros:.1%} zeros{scales}; {_FITS[kind]}; --allow-lossy forces them onto Sherry's grid and changes them"
-    )
-
-
-def _undeclared(checkpoint: Checkpoint, floats: list[str], total: int) -> str:
-    if len(floats) == total:
-        return (
-            f"{checkpoint.path}: all {total} layers hold {Kind.FLOAT.value}, and config.json does not say that they "
-            f"were trained with Sherry; if they were, say how (--granularity per_group --group-size 128; "
-            f"for the groups of STQ1_0 --granularity per_group --grid stride16); "
-            f"--allow-lossy quantizes a plain model, and changes it"
+def _require_grid(checkpoint: Checkpoint, looks: Mapping[str, Look], grid: Grid | None) -> None:
+    """Raise SherryError if the user names a grid that baked layers do not have."""
+    others = [name for name, look in looks.items() if grid is not None and look.grids and grid not in look.grids]
+    if others:
+        raise SherryError(
+            f"{checkpoint.path}: {len(others)} of {len(looks)} layers, the first {others[0]}, are baked "
+            f"with {looks[others[0]].grids[0]} groups",
+            Way.SEEN_GRID,
         )
-    return (
-        f"{checkpoint.path}: {len(floats)} of {total} layers, the first {floats[0]}, hold {Kind.FLOAT.value} beside "
-        f"baked Sherry layers; leave them as they are (--sherry-layers REGEX names the others), "
-        f"or declare them Sherry's latents (--granularity)"
-    )

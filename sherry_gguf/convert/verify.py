@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from sherry_gguf.convert.model import take_tensors
 from sherry_gguf.errors import SherryError
-from sherry_gguf.exact import BY_NAME
-from sherry_gguf.reader import open_gguf
-from sherry_gguf.weight_check import WeightCheck, compare
+from sherry_gguf.files.gguf_file import open_gguf
+from sherry_gguf.formats.scales import rounded_weights
+from sherry_gguf.weights.compare import WeightCheck, compare
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Verdict:
         )
 
 
-def verify(file: Path, as_trained: Any, progress: bool = False) -> Verdict:
-    """Compare ``file`` with ``as_trained``, an ``open_model`` of a job with as_trained set.
+def verify(path: Path, as_trained: Any, progress: bool = False) -> Verdict:
+    """Compare the file with ``as_trained``, an ``open_model`` of a job with as_trained set.
 
     The expected tensors come from the checkpoint through upstream's rewriting as float32, their scales not rounded;
     the file's are read back from its bytes. Raises SherryError naming the first tensor, row and group that differ.
@@ -45,26 +45,31 @@ def verify(file: Path, as_trained: Any, progress: bool = False) -> Verdict:
     import gguf
 
     as_trained.prepare_tensors()
-    expected = take_tensors(as_trained)
-    tensors = open_gguf(file).tensors
+    recorder, expected = as_trained.recorder, take_tensors(as_trained)
+    tensors = open_gguf(path).tensors
     names = {tensor.name for tensor in tensors}
     if names != set(expected):
-        raise SherryError(f"{file}: holds other tensors than the checkpoint gives: {sorted(names ^ set(expected))[:3]}")
+        raise SherryError(f"{path}: holds other tensors than the checkpoint gives: {sorted(names ^ set(expected))[:3]}")
 
     sherry, types = WeightCheck(), set()
     for tensor in tqdm(tensors, desc="Verifying", unit="tensor", disable=not progress):
         values = gguf.LazyNumpyTensor.to_eager(expected.pop(tensor.name).tensor)
-        kind = BY_NAME.get(tensor.tensor_type.name)
-        if kind is not None and tensor.name in as_trained.exact:
-            blocks = tensor.data.reshape(-1, tensor.data.shape[-1])
-            sherry += compare(tensor.name, blocks, values.reshape(-1, values.shape[-1]), kind)
-            types.add(kind.name)
+        tensor_type = tensor.ternary_type
+        if tensor_type is not None and tensor.name in recorder.exact:
+            sherry += compare(tensor.name, tensor.rows, values.reshape(-1, values.shape[-1]), tensor_type)
+            types.add(tensor_type.name)
             if sherry.first_wrong:
-                raise SherryError(f"{file}: {sherry.first_wrong} of the file is not what was trained")
+                raise SherryError(f"{path}: {sherry.first_wrong} of the file is not what was trained")
             continue
-        if tensor.name in as_trained.on_grid:
+        if tensor.name in recorder.baked:
             # stored in another type, but with SHERRY's values: each is 0 or a scale, rounded to fp16
-            values = values.astype(np.float16).astype(np.float32)
-        if not np.array_equal(gguf.quants.quantize(values, tensor.tensor_type), tensor.data):
-            raise SherryError(f"{tensor.name}: the file's {tensor.tensor_type.name} bytes are not the checkpoint's")
+            values = rounded_weights(values)
+        if tensor.type is None or not np.array_equal(_bytes(gguf, values, tensor.type.type_id), tensor.stored):
+            raise SherryError(f"{tensor.name}: the file's {tensor.type_name} bytes are not the checkpoint's")
     return Verdict(sherry, sorted(types), len(tensors) - sherry.tensors)
+
+
+def _bytes(gguf: Any, values: Any, type_id: int) -> Any:
+    """uint8[n] of the values in a type."""
+    quantized = gguf.quants.quantize(values, gguf.GGMLQuantizationType(type_id))
+    return np.ascontiguousarray(quantized).reshape(-1).view(np.uint8)

@@ -1,8 +1,12 @@
 """GGUF files as they are found: what is in them, and changes that lose nothing.
 
     header      what a file says about itself, taken from its bytes
-    types       which type a tensor really has: ids lie, the spans of bytes do not
+    tensor      a tensor, which knows its type and yields its weights
+    identify    which type a tensor really has: ids lie, the spans of bytes do not
+    gguf_file   a file opened: header and tensors
+    statistics  what a ternary tensor is like
     outfile     new files that are complete or absent
+    rewrite     a file with other types for some tensors
     inspect     what a file holds
     retag       other type ids over the same bytes
     requantize  the same weights in other types

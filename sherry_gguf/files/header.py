@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sherry_gguf.errors import SherryError, naming
-from sherry_gguf.format import VERSION, VERSION_KEY
+from sherry_gguf.formats.table import VERSION, VERSION_KEY
 
 U8 = npt.NDArray[np.uint8]
 
@@ -56,7 +56,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorInfo:
     """shape: as the file has it, the row's length first. start, stop: of its data in the file, with the padding.
 
     id_at: where the type id is in the file; the offset follows it.
@@ -90,7 +90,7 @@ class Header:
     version: int
     alignment: int
     entries: dict[str, Entry]
-    tensors: list[Tensor]
+    tensors: list[TensorInfo]
     infos_start: int
     infos_stop: int
     data_start: int
@@ -265,7 +265,7 @@ def _info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int, int]:
 
 def _place(
     infos: list[tuple[str, tuple[int, ...], int, int, int]], data_start: int, alignment: int, size: int
-) -> list[Tensor]:
+) -> list[TensorInfo]:
     """Tensors with their spans: each reaches to the next one's offset, the last to the end of the file."""
     names = set()
     offsets = [offset for *_, offset in infos]
@@ -283,6 +283,6 @@ def _place(
             raise SherryError(f"{name} begins {data_start + offset - size:,} bytes beyond the end; is it truncated?")
     stops = [*offsets[1:], size - data_start] if infos else []
     return [
-        Tensor(name, shape, type_id, id_at, data_start + offset, data_start + stop)
+        TensorInfo(name, shape, type_id, id_at, data_start + offset, data_start + stop)
         for (name, shape, type_id, id_at, offset), stop in zip(infos, stops, strict=True)
     ]

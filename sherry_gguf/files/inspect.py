@@ -10,12 +10,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sherry_gguf import format as sherry
-from sherry_gguf.files.codecs import TERNARY
-from sherry_gguf.files.header import FILE_TYPE_KEY, Header, read_header
-from sherry_gguf.files.measure import Measured, measure
-from sherry_gguf.files.types import LAST_UPSTREAM_ID, STQ1_0, Typed, find_types, upstream_types
-from sherry_gguf.format import VERSION_KEY
+from sherry_gguf.files.gguf_file import GgufFile, open_gguf
+from sherry_gguf.files.header import FILE_TYPE_KEY
+from sherry_gguf.files.identify import upstream_types
+from sherry_gguf.files.statistics import Statistics, statistics_of
+from sherry_gguf.files.tensor import FileTensor
+from sherry_gguf.formats.table import VERSION_KEY, tensor_types
 
 UNKNOWN = "unknown"
 _LONGEST_STOCK_NAME = 63  # bytes; GGML_MAX_NAME holds a 0 as well
@@ -25,23 +25,23 @@ _LONGEST_STOCK_NAME = 63  # bytes; GGML_MAX_NAME holds a 0 as well
 class Inspected:
     """A tensor, and what it is like if it is ternary."""
 
-    typed: Typed
-    measured: Measured | None
+    tensor: FileTensor
+    statistics: Statistics | None
 
     @property
     def type_name(self) -> str:
-        return self.typed.type.name if self.typed.type else UNKNOWN
+        return self.tensor.type_name or UNKNOWN
 
     @property
     def type_id(self) -> int:
-        return self.typed.tensor.type_id
+        return self.tensor.info.type_id
 
 
 @dataclass(frozen=True)
 class Inspection:
     """oddities: what a person should know about the ids; refusals: why stock llama.cpp does not read the file."""
 
-    header: Header
+    file: GgufFile
     tensors: Sequence[Inspected]
     oddities: Sequence[str]
     refusals: Sequence[str]
@@ -54,36 +54,34 @@ class Inspection:
         return groups
 
 
-def inspect(file: Path, progress: bool = False) -> Inspection:
+def inspect(path: Path, progress: bool = False) -> Inspection:
     """Reads the header, and of the ternary tensors all weights, chunk by chunk.
 
     Raises SherryError for what is no GGUF file or is damaged; a type that cannot be told is an oddity instead.
     """
-    header = read_header(file)
-    found = find_types(header)
-    tensors = []
-    for typed in tqdm(found, desc="Inspecting", unit="tensor", disable=not progress):
-        is_candidate = typed.type is not None and typed.type.name in TERNARY and typed.tensor.weights
-        measured = measure(typed, header) if is_candidate else None
-        tensors.append(Inspected(typed, measured if measured and measured.is_ternary else None))
-    return Inspection(header, tensors, _oddities(found), _refusals(found))
+    file = open_gguf(path)
+    tensors = [
+        Inspected(tensor, statistics_of(tensor) if tensor.ternary_type and tensor.info.weights else None)
+        for tensor in tqdm(file.tensors, desc="Inspecting", unit="tensor", disable=not progress)
+    ]
+    return Inspection(file, tensors, _oddities(file.tensors), _refusals(file.tensors))
 
 
 def as_json(inspection: Inspection) -> dict[str, Any]:
     """All that was found, tensor by tensor; sizes in bytes."""
-    header = inspection.header
+    file = inspection.file
     return {
-        "file": str(header.path),
-        "bytes": len(header.data),
-        "gguf_version": header.version,
-        "alignment": header.alignment,
-        "architecture": header.value("general.architecture"),
-        "name": header.value("general.name"),
-        "file_type": header.value(FILE_TYPE_KEY),
-        VERSION_KEY: header.value(VERSION_KEY),
+        "file": str(file.path),
+        "bytes": len(file.header.data),
+        "gguf_version": file.header.version,
+        "alignment": file.header.alignment,
+        "architecture": file.value("general.architecture"),
+        "name": file.value("general.name"),
+        "file_type": file.value(FILE_TYPE_KEY),
+        VERSION_KEY: file.value(VERSION_KEY),
         "types": [{"type": name, "id": type_id, **figures(t)} for (name, type_id), t in inspection.by_type().items()],
         "all": figures(inspection.tensors),
-        "tensors": [_tensor(tensor) for tensor in inspection.tensors],
+        "tensors": [_as_json(tensor) for tensor in inspection.tensors],
         "oddities": list(inspection.oddities),
         "stock_llama_cpp": {"reads": not inspection.refusals, "because": list(inspection.refusals)},
     }
@@ -91,8 +89,8 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
 
 def figures(tensors: Sequence[Inspected]) -> dict[str, Any]:
     """How many tensors, weights and bytes without padding, and the bits per weight; None without weights."""
-    weights = sum(tensor.typed.tensor.weights for tensor in tensors)
-    n_bytes = sum(tensor.typed.n_bytes for tensor in tensors)
+    weights = sum(inspected.tensor.info.weights for inspected in tensors)
+    n_bytes = sum(inspected.tensor.n_bytes for inspected in tensors)
     return {
         "tensors": len(tensors),
         "weights": weights,
@@ -101,68 +99,81 @@ def figures(tensors: Sequence[Inspected]) -> dict[str, Any]:
     }
 
 
-def _tensor(tensor: Inspected) -> dict[str, Any]:
-    typed, measured = tensor.typed, tensor.measured
+def _as_json(inspected: Inspected) -> dict[str, Any]:
+    tensor, statistics = inspected.tensor, inspected.statistics
     said: dict[str, Any] = {
-        "name": typed.tensor.name,
-        "shape": list(typed.tensor.shape),
-        "type": tensor.type_name,
-        "id": tensor.type_id,
-        "bytes": typed.n_bytes,
-        "bytes_with_padding": typed.tensor.span,
+        "name": tensor.name,
+        "shape": list(tensor.info.shape),
+        "type": inspected.type_name,
+        "id": inspected.type_id,
+        "bytes": tensor.n_bytes,
+        "bytes_with_padding": tensor.info.span,
     }
-    if typed.problem:
-        said["problem"] = typed.problem
-    if measured:
+    if tensor.problem:
+        said["problem"] = tensor.problem
+    if statistics:
         said["ternary"] = {
-            "grid": measured.grid,
-            "groups": measured.groups,
-            "groups_with_one_zero": measured.one_zero,
-            "codes": None if measured.codes is None else measured.codes.tolist(),
-            "scales": measured.scales.summary(),
-            "empty_blocks": measured.empty_blocks,
-            "scale_shared_by": measured.shared,
+            "grid": statistics.grid,
+            "groups": statistics.groups,
+            "groups_with_one_zero": statistics.one_zero,
+            "codes": None if statistics.codes is None else statistics.codes.tolist(),
+            "scales": statistics.scales.summary(),
+            "empty_blocks": statistics.empty_blocks,
+            "scale_shared_by": statistics.shared,
         }
     return said
 
 
-def _oddities(found: Sequence[Typed]) -> list[str]:
+def _oddities(tensors: Sequence[FileTensor]) -> list[str]:
     said = []
-    for (name, type_id), n in _count(typed for typed in found if not typed.problem):
-        if type_id == sherry.TYPE_ID:
-            said.append(f"id {type_id} ({_tensors(n)}): {name}, a private id of this project")
-        elif type_id == LAST_UPSTREAM_ID and name == STQ1_0.name:
-            said.append(f"id {type_id} ({_tensors(n)}): {name}, as in its first files; the id is Q2_0's since")
-        elif type_id > LAST_UPSTREAM_ID and name != UNKNOWN:
-            said.append(f"id {type_id} ({_tensors(n)}): the bytes are those of {name}")
-        elif name == UNKNOWN:
-            said.append(f"id {type_id} ({_tensors(n)}): unknown, and neither STQ1_0 nor SHERRY by its bytes")
-    return said + [f"{typed.tensor.name}: {typed.problem}" for typed in found if typed.problem]
+    for (tensor, type_id), n in _count(tensor for tensor in tensors if not tensor.problem):
+        found, label = tensor.ternary_type, f"id {type_id} ({_tensors(n)})"
+        if tensor.type is None:
+            private = " nor ".join(t.name for t in tensor_types() if not t.is_stock)
+            said.append(f"{label}: unknown, and neither {private} by its bytes")
+        elif found is None or found.is_stock:
+            continue
+        elif type_id in upstream_types():
+            said.append(
+                f"{label}: {found.name}, as in its first files; the id is {upstream_types()[type_id].name}'s since"
+            )
+        elif type_id == found.type_id and found.format_version is not None:
+            said.append(f"{label}: {found.name}, a private id of this project")
+        else:
+            said.append(f"{label}: the bytes are those of {found.name}")
+    return said + [f"{tensor.name}: {tensor.problem}" for tensor in tensors if tensor.problem]
 
 
-def _refusals(found: Sequence[Typed]) -> list[str]:
+def _refusals(tensors: Sequence[FileTensor]) -> list[str]:
     """Why llama.cpp without the patch, at the pin, refuses the types or the layout of the file."""
     said = []
-    for (name, type_id), n in _count(found):
-        if type_id not in upstream_types():
-            said.append(f"it does not know id {type_id} ({name}, {_tensors(n)})")
-        elif name == STQ1_0.name:
-            said.append(f"it takes id {type_id} for Q2_0, but these {_tensors(n)} are {name}")
-    doubtful = [typed.tensor for typed in found if typed.problem and typed.tensor.type_id in upstream_types()]
+    for (tensor, type_id), n in _count(tensors):
+        upstream = upstream_types().get(type_id)
+        if upstream is None:
+            said.append(f"it does not know id {type_id} ({tensor.type_name or UNKNOWN}, {_tensors(n)})")
+        elif tensor.type is not None and tensor.type is not upstream:
+            said.append(f"it takes id {type_id} for {upstream.name}, but these {_tensors(n)} are {tensor.type_name}")
+    doubtful = [tensor for tensor in tensors if tensor.problem and tensor.info.type_id in upstream_types()]
     if doubtful:
         said.append(
             f"the bytes of {_tensors(len(doubtful))} may not be what it takes them for, the first is {doubtful[0].name}"
         )
-    long = [typed.tensor.name for typed in found if len(typed.tensor.name.encode()) > _LONGEST_STOCK_NAME]
+    long = [tensor.name for tensor in tensors if len(tensor.name.encode()) > _LONGEST_STOCK_NAME]
     if long:
         said.append(f"names may have {_LONGEST_STOCK_NAME} bytes, that of {long[0]} is longer")
     return said
 
 
-def _count(found: Iterable[Typed]) -> list[tuple[tuple[str, int], int]]:
-    """((type, id), how many), by id"""
-    counts = Counter((typed.type.name if typed.type else UNKNOWN, typed.tensor.type_id) for typed in found)
-    return sorted(counts.items(), key=lambda item: (item[0][1], item[0][0]))
+def _count(tensors: Iterable[FileTensor]) -> list[tuple[tuple[FileTensor, int], int]]:
+    """((the first tensor of a type and id, its id), how many there are), by id"""
+    first: dict[tuple[str, int], FileTensor] = {}
+    counts: Counter[tuple[str, int]] = Counter()
+    for tensor in tensors:
+        key = (tensor.type_name or UNKNOWN, tensor.info.type_id)
+        first.setdefault(key, tensor)
+        counts[key] += 1
+    keys = sorted(counts, key=lambda key: (key[1], key[0]))
+    return [((first[key], key[1]), counts[key]) for key in keys]
 
 
 def _tensors(n: int) -> str:

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sherry_gguf.errors import SherryError
+from sherry_gguf.errors import SherryError, Way
 
 
 def require_free(outfile: Path, force: bool) -> None:
     """SherryError if outfile exists and may not be replaced, or its folder does not exist."""
     if outfile.exists() and not outfile.is_dir() and not force:
-        raise SherryError(f"{outfile} exists; choose another --outfile, or replace it with --force")
+        raise SherryError(f"{outfile} exists", Way.OTHER_OUTFILE, Way.REPLACE)
     if not outfile.parent.is_dir():
-        raise SherryError(f"{outfile.parent} is no directory; create it, or choose another --outfile")
+        raise SherryError(f"{outfile.parent} is no directory; create it", Way.OTHER_OUTFILE)
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def temporary_beside(target: Path) -> Iterator[Path]:
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     except OSError as error:
-        raise SherryError(f"{target.parent}: cannot write there, {error.strerror}; choose another --outfile") from error
+        raise SherryError(f"{target.parent}: cannot write there, {error.strerror}", Way.OTHER_OUTFILE) from error
     os.close(handle)
     # mkstemp makes files that only their owner may read; a model gets what any new file would get
     umask = os.umask(0)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sherry_gguf.errors import SherryError
+from sherry_gguf.errors import SherryError, Way
 from sherry_gguf.llama_cpp import tree
 from sherry_gguf.llama_cpp.cache import PARTIAL, cache_dir, keep_recent, key, locked, used
 from sherry_gguf.llama_cpp.compiling import check_compilers, compile_targets
@@ -55,10 +55,8 @@ class Build:
     def program(self, name: str) -> Path:
         """Path of a program; it runs from anywhere. Raises SherryError for one that was not built."""
         if name not in self.programs:
-            raise SherryError(
-                f"no program {name!r} is built; there are {', '.join(self.programs)} "
-                "(`sherry-gguf build --target NAME` builds one more, --tests the native tests)"
-            )
+            ways = [Way.BUILD_TESTS] if name in TESTS else [Way.BUILD_TARGET(name)]
+            raise SherryError(f"no program {name!r} is built; there are {', '.join(self.programs)}", *ways)
         return self.bin_dir / name
 
     def lib(self, name: str) -> ctypes.CDLL:
@@ -114,15 +112,15 @@ def build(
 def find_build(*, patches: PatchSet | None = None) -> Build:
     """The build that `sherry-gguf build` made last, if it is up to date; nothing is built.
 
-    Up to date: of the present patch and, with --source, the present state of that checkout, and for this
-    processor. Before the command was ever used it is the default build. Raises SherryError with the command to run.
+    Up to date: of the present patch and the present state of the checkout, if it is of one, and for this
+    processor. Before the command was ever used it is the default build. Raises SherryError where there is none.
     """
     patches = patches or PatchSet.load()
     config = Config.load(cache_dir() / LAST)
     with _way_back(config):
         found = _find(patches, config)
     if found is None:
-        raise SherryError(f"no up-to-date build of llama.cpp in {cache_dir()}: run `{config.command()}`")
+        raise SherryError(f"no up-to-date build of llama.cpp in {cache_dir()}", Way.BUILD(config.flags()))
     return found
 
 
@@ -149,9 +147,7 @@ def _way_back(config: Config) -> Iterator[None]:
     except SherryError as error:
         if config.source is None:
             raise
-        raise SherryError(
-            f"{error} (the last build was of this checkout: `sherry-gguf build` goes back to the pin)"
-        ) from None
+        raise SherryError(f"{error.saw}; the last build was of this checkout", *error.ways, Way.BUILD_PIN) from None
 
 
 def _build_name(tree_name: str, config: Config) -> str:

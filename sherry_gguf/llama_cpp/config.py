@@ -86,10 +86,10 @@ class Config:
         """All that decides what the compiler makes of a source: settings, environment, machine."""
         return json.dumps([DEFINES, self.defines, self.environment, self._machine()])
 
-    def command(self) -> str:
-        """The command line that builds this."""
+    def flags(self) -> str:
+        """What a build of this is asked for beside the pin's defaults: empty, or flags with a space before each."""
         source = [] if self.source is None else ["--source", self.source]
-        return " ".join(["sherry-gguf build", *source, *(f"-D {define}" for define in self.defines)])
+        return "".join(f" {flag}" for flag in (*source, *(f"-D {define}" for define in self.defines)))
 
     def _machine(self) -> str:
         """System and processor; for a native build also what the processor can do: a home directory may be

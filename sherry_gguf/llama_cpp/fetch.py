@@ -11,7 +11,7 @@ import sys
 import tarfile
 from pathlib import Path, PurePosixPath
 
-from sherry_gguf.errors import SherryError
+from sherry_gguf.errors import SherryError, Way
 from sherry_gguf.llama_cpp.cache import PARTIAL, say
 from sherry_gguf.llama_cpp.upstream import Pin
 
@@ -30,10 +30,7 @@ def fetch(cache: Path, pin: Pin) -> Path:
     if archive.is_file():
         return archive
     if importlib.util.find_spec("pip") is None:
-        raise SherryError(
-            f"{sys.executable} has no pip to fetch {pin} with: install pip there, or download that sdist "
-            "yourself and run `sherry-gguf build --sdist FILE`"
-        )
+        raise SherryError(f"{sys.executable} has no pip to fetch {pin} with: install pip there", Way.GIVE_SDIST)
     say(f"fetching {pin} with pip (75 MB)")
     where = cache / f"{PARTIAL}download"
     shutil.rmtree(where, ignore_errors=True)
@@ -49,10 +46,7 @@ def fetch(cache: Path, pin: Pin) -> Path:
         if wrong := re.search(r"^\s*Got\s+([0-9a-f]{64})$", pip.stderr, re.MULTILINE):
             raise _not_pinned("the sdist that pip found", wrong[1], pin)
         if pip.returncode != 0:
-            raise SherryError(
-                f"pip could not fetch {pin} ({_reason(pip.stderr)}): check the network, or download that "
-                "sdist elsewhere and run `sherry-gguf build --sdist FILE`"
-            )
+            raise SherryError(f"pip could not fetch {pin} ({_reason(pip.stderr)}): check the network", Way.GIVE_SDIST)
         [found] = (where / "sdist").iterdir()
         return add(cache, pin, found)
     finally:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from sherry_gguf.errors import SherryError
+from sherry_gguf.errors import SherryError, Way
 from sherry_gguf.llama_cpp.upstream import PatchSet
 
 
@@ -64,7 +64,7 @@ def _is_patched(patches: PatchSet, tree: Path) -> bool:
 def _apply_one(patches: PatchSet, patch: Path, tree: Path, origin: str) -> list[str]:
     git = _git_apply(patch, tree)
     if git.returncode != 0:
-        raise SherryError(_explain(patches, patch, git.stderr, origin))
+        raise _explain(patches, patch, git.stderr, origin)
     touched = set(re.findall(r"^\+\+\+ b/(\S+)", patch.read_text(encoding="utf-8"), re.MULTILINE))
     applied = set(re.findall(r"^Applied patch (.+) cleanly\.$", git.stderr, re.MULTILINE))
     if touched != applied:
@@ -73,14 +73,15 @@ def _apply_one(patches: PatchSet, patch: Path, tree: Path, origin: str) -> list[
     return re.findall(r"^Hunk #.*offset.*$", git.stderr, re.MULTILINE)
 
 
-def _explain(patches: PatchSet, patch: Path, stderr: str, origin: str) -> str:
+def _explain(patches: PatchSet, patch: Path, stderr: str, origin: str) -> SherryError:
     """One line for a patch that did not apply."""
     if hunk := re.search(r"^error: patch failed: (.+:\d+)$", stderr, re.MULTILINE):
         what = f"the hunk at {hunk[1]} does not fit"
     else:
         lines = [line.removeprefix("error: ") for line in stderr.splitlines() if re.match("error:|fatal:", line)]
         what = lines[0] if lines else "git says nothing about it"
-    return (
+    return SherryError(
         f"{patch.name} does not apply to {origin}: {what}; the series is made for the llama.cpp of {patches.pin}: "
-        f"build that (without --source), or fit the hunk in {patch} to your tree"
+        f"fit the hunk in {patch} to your tree, or take that one",
+        Way.BUILD_PIN,
     )

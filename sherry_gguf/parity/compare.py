@@ -1,4 +1,4 @@
-"""One parity run: the checkpoint in PyTorch, the GGUF in the runtime, and the files between them.
+"""The checkpoint in PyTorch, the GGUF in the runtime, and the files between them.
 
 Causes of difference are let in one after another, and each stage is compared with PyTorch:
 
@@ -26,31 +26,17 @@ from rich.console import Console
 from rich.progress import track
 
 from sherry_gguf import llama_cpp
-from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.checkpoint import Source
 from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.convert.plan import make_plan
-from sherry_gguf.convert.regridded import REGRIDDED_TYPE, regridded
-from sherry_gguf.errors import SherryError
-from sherry_gguf.groups import Groups
-from sherry_gguf.parity import measure, reference, runtime, weights
-from sherry_gguf.parity.report import Limits, Report, Step, TokenCheck
-from sherry_gguf.quantize import Granularity
-from sherry_gguf.regrid import EXACT, is_regridded
+from sherry_gguf.convert.regridded import is_regridded, regridded
+from sherry_gguf.errors import SherryError, Way
+from sherry_gguf.parity import reference, runtime, scoring, weights
+from sherry_gguf.parity.findings import Findings, Limits, Step, TokenCheck
+from sherry_gguf.weights import channel_order
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Source:
-    """How a checkpoint is read, as for ``convert``. With allow_lossy the reference is the quantized model."""
-
-    model: Path
-    config_dir: Path | None = None
-    granularity: Granularity | None = None
-    sherry_layers: str | None = None
-    allow_lossy: bool = False
-    groups: Groups | None = None
 
 
 @dataclass(frozen=True)
@@ -73,34 +59,34 @@ def parity(
     threads: int = 1,
     split: bool = True,
     progress: bool = False,
-) -> Report:
+) -> Findings:
     """Compare ``gguf`` with the checkpoint it was made from, on a text in UTF-8.
 
     ctx_size   tokens per chunk, each evaluated by itself; the second half of each is scored
     split      let the causes in one by one, which takes two more files in the temporary directory: one of 4 bytes
                a weight, and ``gguf`` with F32 embeddings
 
-    Needs the build of `sherry-gguf build`. Memory: the model in fp32 twice while PyTorch loads it, which is over before
+    Needs a build of llama.cpp. Memory: the model in fp32 twice while PyTorch loads it, which is over before
     llama.cpp starts; then once beside the files as llama.cpp holds them, of which the one in F32 is as large again.
     """
     if ctx_size < 3:
-        raise SherryError(f"--ctx-size {ctx_size}: the second half of a chunk predicts nothing; take 3 at least")
+        raise SherryError(f"a context of {ctx_size} tokens has no second half that predicts something", Way.CONTEXT(3))
     build = llama_cpp.find_build()
     llama_cpp.use_pinned_gguf()
     if not gguf.is_file():
         raise SherryError(f"{gguf}: no such file")
-    checkpoint = Checkpoint(source.model, source.config_dir)
-    plan = make_plan(checkpoint, source.granularity, source.sherry_layers, source.allow_lossy, source.groups)
+    checkpoint = source.open()
+    plan = make_plan(checkpoint, source)
     if is_regridded(gguf):
         plan = regridded(plan, checkpoint)
     tokens = reference.tokenize(checkpoint, _read(text))
-    chunks = measure.cut(tokens.tokens, ctx_size, tokens.bos, max_chunks)
+    chunks = scoring.cut(tokens.tokens, ctx_size, tokens.bos, max_chunks)
     if len(chunks) == 0:
-        raise SherryError(f"{text}: {len(tokens.tokens)} tokens are less than one chunk of {ctx_size} (--ctx-size)")
+        raise SherryError(f"{text}: {len(tokens.tokens)} tokens are less than one chunk of {ctx_size}", Way.CONTEXT)
 
     token_check = TokenCheck.of(tokens.tokens, runtime.tokenize(build.program("llama-tokenize"), gguf, text))
     weight_check = weights.check(gguf, checkpoint, plan)
-    first = measure.first_scored(ctx_size)
+    first = scoring.first_scored(ctx_size)
     kept = weights.other_types(gguf, checkpoint, plan) if split else ()
     in_torch = reference.load(checkpoint, plan, threads=threads)
     with _stages(source, gguf, kept, split, bool(plan.moved)) as stages, ExitStack() as stack:
@@ -111,13 +97,13 @@ def parity(
             )
             for stage in stages
         ]
-        meters = [measure.Meter() for _ in stages]
+        meters = [scoring.Meter() for _ in stages]
         console = Console(stderr=True)
         for chunk in track(chunks, "Comparing", console=console, disable=not progress, transient=True):
             base = in_torch(chunk)[first:]
             for meter, logits in zip(meters, in_runtime, strict=True):
                 _add(meter, base, logits(chunk), chunk[first + 1 :])
-    return Report(
+    return Findings(
         model=str(source.model),
         gguf=str(gguf),
         text=str(text),
@@ -165,20 +151,15 @@ def _stages(
 
 def _convert(source: Source, outfile: Path, types: TypeChoice, regrid: bool) -> None:
     convert(
-        source.model,
+        source,
         outfile,
-        config_dir=source.config_dir,
-        granularity=source.granularity,
-        sherry_layers=source.sherry_layers,
-        allow_lossy=source.allow_lossy,
-        groups=source.groups,
-        types=replace(types, outtype=REGRIDDED_TYPE) if regrid else types,
-        regrid=EXACT if regrid else None,
+        types=replace(types, outtype=channel_order.REGRIDDED.outtype) if regrid else types,
+        regrid=channel_order.EXACT if regrid else None,
         verify=False,
     )
 
 
-def _add(meter: measure.Meter, base: F32, other: F32, targets: I32) -> None:
+def _add(meter: scoring.Meter, base: F32, other: F32, targets: I32) -> None:
     """float32[n, n_vocab] of both and int32[n - 1]: the last position predicts a token outside the chunk."""
     if base.shape != other.shape:
         raise SherryError(

@@ -55,7 +55,7 @@ def trained_weights(checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = F
         tensor, layer = checkpoint.load(name), plan.layers.get(name)
         if layer is not None:
             with naming(name):
-                tensor = bake(tensor, layer, plan.granularity, fp16_scales=fp16_scales)
+                tensor = bake(tensor, layer, plan.granularity, fp16_scales=fp16_scales, strict=False)
         tensors[name] = tensor.to(torch.float32) if tensor.is_floating_point() else tensor
     return tensors
 

@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from sherry_gguf.errors import SherryError
+from sherry_gguf.errors import SherryError, Way
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -37,7 +37,7 @@ def open_logits(
     with _Program(command) as running:
         header = np.frombuffer(running.read(_HEADER.itemsize), dtype=_HEADER)[0]
         if (header["magic"], header["n_positions"]) != (_MAGIC, n_ctx - first):
-            raise SherryError(f"{program}: its output is of another version; run `sherry-gguf build`")
+            raise SherryError(f"{program}: its output is of another version", Way.BUILD(""))
         shape = (n_ctx - first, int(header["n_vocab"]))
 
         def logits(chunk: I32) -> F32:

@@ -10,70 +10,67 @@ from sherry_gguf import llama_cpp
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert.model import Job, open_model, take_tensors
 from sherry_gguf.convert.plan import Plan
-from sherry_gguf.convert.types import OUTPUT, TOKEN_EMBEDDING, TypeChoice, has_choice, parse_type
+from sherry_gguf.convert.type_choice import OUTPUT, TOKEN_EMBEDDING, TypeChoice, has_choice, parse_type
 from sherry_gguf.errors import SherryError
-from sherry_gguf.exact import BY_NAME, SHERRY
-from sherry_gguf.format import TYPE_NAME
-from sherry_gguf.reader import open_gguf
-from sherry_gguf.weight_check import WeightCheck, compare
+from sherry_gguf.files.gguf_file import open_gguf
+from sherry_gguf.files.tensor import FileTensor
+from sherry_gguf.formats.sherry import SHERRY
+from sherry_gguf.weights.compare import WeightCheck, compare
 
 
-def check(file: Path, checkpoint: Checkpoint, plan: Plan) -> WeightCheck:
-    """Compare every tensor of ``file`` that is SHERRY, or a Sherry layer in another type that holds one exactly.
+def check(path: Path, checkpoint: Checkpoint, plan: Plan) -> WeightCheck:
+    """Compare every tensor of the file that is SHERRY, or a Sherry layer in another type that holds one exactly.
 
     What is expected comes from the checkpoint through upstream's own rewriting (it permutes and stacks rows), in
     float32 with alpha as trained. Memory: a few tensors. Raises SherryError for a file of another model.
     """
-    as_trained = _as_trained(file, checkpoint, plan)
-    expected = take_tensors(as_trained)
     import gguf
 
+    as_trained = _as_trained(path, checkpoint, plan)
+    exact, expected = as_trained.recorder.exact, take_tensors(as_trained)
     found = WeightCheck()
-    for tensor in open_gguf(file).tensors:
-        kind = BY_NAME.get(tensor.tensor_type.name)
-        if kind is None or (kind is not SHERRY and tensor.name not in as_trained.exact):
+    for tensor in open_gguf(path).tensors:
+        tensor_type = tensor.ternary_type
+        if tensor_type is None or (tensor_type is not SHERRY and tensor.name not in exact):
             continue
         if tensor.name not in expected:
-            raise SherryError(
-                f"{file}: {tensor.name} is no tensor of {checkpoint.path}; give the GGUF's own checkpoint"
-            )
+            raise SherryError(f"{tensor.place} is no tensor of {checkpoint.path}; give the GGUF's own checkpoint")
         values = gguf.LazyNumpyTensor.to_eager(expected.pop(tensor.name).tensor)
-        shape = tuple(int(n) for n in reversed(tensor.shape))
+        shape = tuple(reversed(tensor.info.shape))
         if values.shape != shape:
             raise SherryError(
-                f"{file}: {tensor.name} has shape {list(shape)}, in {checkpoint.path} it has {list(values.shape)}; "
+                f"{tensor.place} has shape {list(shape)}, in {checkpoint.path} it has {list(values.shape)}; "
                 f"give the GGUF's own checkpoint"
             )
-        blocks = tensor.data.reshape(-1, tensor.data.shape[-1])
-        found += compare(tensor.name, blocks, values.reshape(-1, shape[-1]), kind)
+        found += compare(tensor.name, tensor.rows, values.reshape(-1, shape[-1]), tensor_type)
     return found
 
 
-def other_types(file: Path, checkpoint: Checkpoint, plan: Plan) -> tuple[tuple[str, str], ...]:
-    """TypeChoice.overrides that give the Sherry layers which ``file`` has in other types than SHERRY these types.
+def other_types(path: Path, checkpoint: Checkpoint, plan: Plan) -> tuple[tuple[str, str], ...]:
+    """TypeChoice.overrides that give the Sherry layers which the file has in other types than SHERRY these types.
 
     A type that the converter cannot write becomes F32. Embedding and output are left out.
     """
-    layers: set[str] = _as_trained(file, checkpoint, plan).on_grid - {TOKEN_EMBEDDING, OUTPUT}
+    layers: set[str] = _as_trained(path, checkpoint, plan).recorder.baked - {TOKEN_EMBEDDING, OUTPUT}
     return tuple(
-        (f"^{re.escape(tensor.name)}$", _writable(tensor.tensor_type.name))
-        for tensor in open_gguf(file).tensors
-        if tensor.name in layers and tensor.tensor_type.name != TYPE_NAME and has_choice(tensor.name, len(tensor.shape))
+        (f"^{re.escape(tensor.name)}$", _writable(tensor))
+        for tensor in open_gguf(path).tensors
+        if tensor.name in layers and tensor.type is not SHERRY and has_choice(tensor.name, len(tensor.info.shape))
     )
 
 
-def _as_trained(file: Path, checkpoint: Checkpoint, plan: Plan) -> Any:
+def _as_trained(path: Path, checkpoint: Checkpoint, plan: Plan) -> Any:
     """Upstream's converter with all tensors of the checkpoint prepared, none of them read yet."""
     llama_cpp.use_pinned_gguf()
-    instance = open_model(Job(checkpoint, plan, TypeChoice(), as_trained=True), file)
+    instance = open_model(Job(checkpoint, plan, TypeChoice(), as_trained=True), path)
     instance.prepare_tensors()
     return instance
 
 
-def _writable(type_name: str) -> str:
-    if type_name in BY_NAME:
-        return type_name.lower()
+def _writable(tensor: FileTensor) -> str:
+    if tensor.ternary_type is not None:
+        return tensor.ternary_type.outtype
     try:
-        return parse_type(type_name)
+        return parse_type(tensor.type_name or "")
     except SherryError:
         return "f32"

@@ -1,8 +1,17 @@
 """Training Sherry models: quantization-aware, with Arenas, on transformers' Trainer.
 
-``methods`` says what latent weights become, ``layers`` are Linears that do so, ``arenas`` anneals their residual,
-``data`` cuts texts into blocks, ``trainer`` runs, ``measures`` watches weights and gradients, ``directory`` loads and
-saves. Needs the extra ``train`` (``pip install 'sherry-gguf[train]'``).
+    methods    what latent weights become
+    layers     Linears that multiply with that
+    arenas     anneals their residual
+    data       texts -> blocks of tokens
+    options    what a training can be told
+    trainer    transformers' Trainer, with a teacher
+    measures   watches weights and gradients; plot draws the log
+    directory  loads and saves models
+    evaluate   perplexity
+    training   one training, from directories to a directory
+
+Needs the extra ``train`` (``pip install 'sherry-gguf[train]'``).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 
-from sherry_gguf.errors import SherryError
+from sherry_gguf.errors import SherryError, Way
 
 # suffix -> a loader of the datasets library; a .txt file is one document, elsewhere a record with "text" is
 _LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -46,7 +46,7 @@ def token_blocks(files: Sequence[Path], tokenizer: Any, length: int) -> datasets
         desc="Tokenizing",
     )
     if len(blocks) == 0:
-        raise SherryError(f"{', '.join(map(str, files))}: less text than one block of {length} tokens (--ctx-size)")
+        raise SherryError(f"{', '.join(map(str, files))}: less text than one block of {length} tokens", Way.CONTEXT)
     return blocks
 
 

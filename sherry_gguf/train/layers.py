@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sherry_gguf.checkpoint import SHERRY_LAYERS
-from sherry_gguf.errors import SherryError, naming
-from sherry_gguf.quantize import Granularity
+from sherry_gguf.checkpoint.declared import SHERRY_LAYERS
+from sherry_gguf.errors import SherryError, Way, naming
 from sherry_gguf.train.methods import QUANTIZERS
+from sherry_gguf.weights.granularity import Granularity
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -50,7 +50,7 @@ class QuantizedLinear(nn.Linear):
 
     @classmethod
     def of(cls, linear: nn.Linear, granularity: Granularity) -> QuantizedLinear:
-        """The same parameters, quantized in the forward. SherryError where rows do not divide into runs."""
+        """The same parameters, quantized in the forward. SherryError where rows do not divide into scale runs."""
         granularity.run_length(linear.out_features, linear.in_features)
         with torch.device("meta"):
             layer = cls(linear.in_features, linear.out_features, linear.bias is not None)
@@ -61,8 +61,8 @@ class QuantizedLinear(nn.Linear):
     @torch.no_grad()
     def quantized_weight(self) -> Tensor:
         """What the layer multiplies with at inference: [out_features, in_features], the dtype of the latents."""
-        run = self.granularity.run_length(self.out_features, self.in_features)
-        return QUANTIZERS[self.method](self.weight.reshape(-1, run)).view_as(self.weight)
+        length = self.granularity.run_length(self.out_features, self.in_features)
+        return QUANTIZERS[self.method](self.weight.reshape(-1, length)).view_as(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
@@ -147,7 +147,7 @@ def swap_linears(
         if re.search(layers, name) and parameter.dim() > 2:
             raise SherryError(f"{name} holds several matrices, of shape {list(parameter.shape)}: only Linears can be")
     if not found:
-        raise SherryError(f"no linear layer's name matches {layers}; name those to quantize (--sherry-layers REGEX)")
+        raise SherryError(f"no linear layer's name matches {layers}", Way.NAME_LAYERS)
     for name, linear in found.items():
         if isinstance(linear, QuantizedLinear):
             raise SherryError(f"{name} is quantized already")
@@ -170,7 +170,7 @@ def quantize_model(model: Any, method: str, granularity: Granularity, layers: st
     names = swap_linears(model, METHODS[method], granularity, layers)
     # the published trainer's keys; its Sherry reads the last three and does nothing with them
     keys: dict[str, object] = {"w_bits": 1 if method == "binary" else 0, "quant_method": method, "N": 3, "M": 4}
-    keys |= {"granularity": granularity.kind, "group_size": granularity.group_size}
+    keys |= {"granularity": granularity.sharing, "group_size": granularity.group_size}
     keys |= {"enable_zero_point": False, "range_of_lambada": 0.01, "eps": TequilaLinear.dead_gain}
     model.config.update(keys)
     if layers != SHERRY_LAYERS:

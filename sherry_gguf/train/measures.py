@@ -34,9 +34,9 @@ def effective_rank(matrix: Tensor) -> float:
 
 def magnitudes(layer: QuantizedLinear) -> npt.NDArray[np.int64]:
     """int64[80]: how many of a layer's |w| / alpha lie between MAGNITUDE_EDGES; the last bin holds all above, too."""
-    run = layer.granularity.run_length(layer.out_features, layer.in_features)
-    alpha = layer.quantized_weight().abs().reshape(-1, run).amax(dim=-1, keepdim=True)
-    ratios = (layer.weight.detach().abs().reshape(-1, run) / alpha).clamp_max(MAGNITUDE_EDGES[-1])
+    length = layer.granularity.run_length(layer.out_features, layer.in_features)
+    alpha = layer.quantized_weight().abs().reshape(-1, length).amax(dim=-1, keepdim=True)
+    ratios = (layer.weight.detach().abs().reshape(-1, length) / alpha).clamp_max(MAGNITUDE_EDGES[-1])
     return np.histogram(ratios.float().cpu().numpy(), MAGNITUDE_EDGES)[0]
 
 

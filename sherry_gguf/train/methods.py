@@ -1,8 +1,8 @@
 """Latent weights -> the values a layer multiplies with, one function per method. PyTorch, differentiable nowhere.
 
-Each takes runs float[n, run], the weights that share a scale, and gives the same shape. These are the forwards of the
-published trainers: Sherry of arXiv 2601.07892, section 3; the dead zone of Tequila, arXiv 2509.23809; absmean of
-BitNet b1.58, arXiv 2402.17764; TWN of arXiv 1605.04711; binary weights of XNOR-Net, arXiv 1603.05279.
+Each takes scale runs float[n, length], the weights of a row sharing a scale, and gives the same shape. These are the
+forwards of the published trainers: Sherry of arXiv 2601.07892, section 3; the dead zone of Tequila, arXiv 2509.23809;
+absmean of BitNet b1.58, arXiv 2402.17764; TWN of arXiv 1605.04711; binary weights of XNOR-Net, arXiv 1603.05279.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sherry_gguf.format import GROUP
-from sherry_gguf.quantize import KEPT
+from sherry_gguf.formats.groups import GROUP
+from sherry_gguf.weights.quantize import KEPT
 
 
 def keep_three(magnitudes: Tensor) -> Tensor:

@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from sherry_gguf.checkpoint import SHERRY_LAYERS, check_regex, parse_granularity
+from sherry_gguf.checkpoint.declared import SHERRY_LAYERS, check_regex
 from sherry_gguf.errors import SherryError
-from sherry_gguf.format import BLOCK
-from sherry_gguf.quantize import Granularity
 from sherry_gguf.train.arenas import WARMUP
 from sherry_gguf.train.layers import METHODS
+from sherry_gguf.weights.granularity import SHARINGS, Granularity, parse_granularity
 
 FLOAT = "float"  # the method of a plain model
-GRANULARITIES = ("per_group", "per_channel", "per_tensor")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -26,9 +24,17 @@ def _help(text: str, choices: Iterable[str] = ()) -> dict[str, Any]:
     return {"help": text, **({"choices": list(choices)} if choices else {})}
 
 
+class OutOfRange(SherryError):
+    """A value that no training can have. setting: the field of Options."""
+
+    def __init__(self, setting: str, saw: str) -> None:
+        super().__init__(f"{setting} {saw}")
+        self.setting = setting
+
+
 @dataclass
 class Options:
-    """Sherry's own. Field names are the flags of the command line.
+    """Sherry's own. Field names are the flags of the command line, but for hyphens.
 
     Where granularity, group_size and sherry_layers are None, what the model's config.json declares counts.
     """
@@ -41,7 +47,7 @@ class Options:
     method: str = field(
         default="sherry", metadata=_help("how layers are quantized; all but sherry are to compare", [*METHODS, FLOAT])
     )
-    granularity: str | None = field(default=None, metadata=_help("which weights share a scale", GRANULARITIES))
+    granularity: str | None = field(default=None, metadata=_help("which weights share a scale", SHARINGS))
     group_size: int | None = field(default=None, metadata=_help("weights per scale for per_group"))
     sherry_layers: str | None = field(default=None, metadata=_help("regex of the layers that are quantized"))
     arenas_max: float = field(default=1.0, metadata=_help("largest lambda of Arenas; 0 trains without it"))
@@ -58,14 +64,15 @@ class Options:
             if getattr(config, "quant_method", None) == "sherry":
                 return parse_granularity(config.granularity, config.group_size)
             return Granularity()
-        return parse_granularity(self.granularity or "per_group", BLOCK if self.group_size is None else self.group_size)
+        size = Granularity().group_size if self.group_size is None else self.group_size
+        return parse_granularity(self.granularity or "per_group", size)
 
     def layers(self, config: Any) -> str:
         """The regex of the layers to quantize: asked for, else declared, else the decoder's linear layers."""
         return check_regex(self.sherry_layers or getattr(config, "sherry_layers", None) or SHERRY_LAYERS)
 
     def check(self) -> None:
-        """Raise SherryError for values that no training can have."""
+        """Raise SherryError for values that no training can have, OutOfRange for numbers."""
         self.scales(None)
         self.layers(None)
         for name, low, high in (
@@ -77,7 +84,7 @@ class Options:
             ("measure_steps", 0, 1 << 40),
         ):
             if not low <= getattr(self, name) <= high:
-                raise SherryError(f"--{name.replace('_', '-')} {getattr(self, name)} is not in {low}..{high}")
+                raise OutOfRange(name, f"{getattr(self, name)} is not in {low}..{high}")
 
 
 @dataclass

@@ -9,29 +9,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from reading import field, tensors_of
+from refusals import refused
 from safetensors.torch import load_file, save_file
+from trainer import stored_forward
 
-from sherry_gguf import blocks
-from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.checkpoint import Checkpoint, Source
 from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.errors import SherryError
-from sherry_gguf.quantize import Granularity
-from sherry_gguf.reader import open_gguf
+from sherry_gguf.formats import sherry
+from sherry_gguf.weights.granularity import Granularity
 
 pytestmark = pytest.mark.usefixtures("pinned_gguf")
-
-
-def tensors_of(path):
-    return {tensor.name: tensor for tensor in open_gguf(path).tensors}
-
-
-def trained(w: torch.Tensor, runs) -> np.ndarray:
-    """float32[rows, k]: the trained forward in PyTorch, scales rounded to fp16."""
-    groups = w.double().reshape(-1, 4)
-    kept = torch.zeros_like(groups).scatter_(1, torch.topk(groups.abs(), 3, dim=-1).indices, 1)
-    masked = (groups * kept).reshape(runs)
-    alpha = (masked.abs().sum(dim=1, keepdim=True) / (0.75 * runs[1])).float().half().float()
-    return (masked.sign().float() * alpha).reshape(w.shape).numpy()
 
 
 def permuted(w: np.ndarray, heads: int) -> np.ndarray:
@@ -49,13 +38,13 @@ def test_the_shipped_checkpoint(tiny_checkpoint, sherry_gguf_file):
     for layer in range(6):
         for ours, theirs in names.items():
             w = state[f"model.layers.{layer}.{theirs}.weight"]
-            expected = trained(w, (w.numel() // 128, 128))
+            expected = stored_forward(w, 128)
             if ours in heads:
                 expected = permuted(expected, heads[ours])
             tensor = found.pop(f"blk.{layer}.{ours}.weight")
             assert tensor.tensor_type.name == "SHERRY"
             assert tensor.n_bytes * 8 == 1.375 * w.numel()
-            assert np.array_equal(blocks.dequantize(tensor.data), expected)
+            assert np.array_equal(sherry.SHERRY.dequantize(tensor.data), expected)
     kinds = {name: tensor.tensor_type.name for name, tensor in found.items()}
     assert kinds.pop("token_embd.weight") == "Q8_0"
     assert set(kinds.values()) == {"F32"}
@@ -63,11 +52,10 @@ def test_the_shipped_checkpoint(tiny_checkpoint, sherry_gguf_file):
 
 
 def test_keys_of_the_file(sherry_gguf_file):
-    reader = open_gguf(sherry_gguf_file)
-    assert reader.get_field("sherry.format_version").contents() == 1
-    assert reader.get_field("general.file_type").contents() == 512
-    assert reader.get_field("general.architecture").contents() == "llama"
-    assert reader.get_field("tokenizer.ggml.model").contents() == "llama"
+    assert field(sherry_gguf_file, "sherry.format_version") == 1
+    assert field(sherry_gguf_file, "general.file_type") == 512
+    assert field(sherry_gguf_file, "general.architecture") == "llama"
+    assert field(sherry_gguf_file, "tokenizer.ggml.model") == "llama"
 
 
 @pytest.mark.parametrize(("granularity", "group_size"), [("per_group", 256), ("per_channel", 128), ("per_tensor", 128)])
@@ -77,10 +65,9 @@ def test_granularities_of_config(random_checkpoint, sherry_config, tmp_path, gra
     )
     report = convert(directory, tmp_path / "x.gguf")
     w = load_file(directory / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
-    runs = {"per_group": (-1, 256), "per_channel": tuple(w.shape), "per_tensor": (1, w.numel())}[granularity]
-    runs = (w.numel() // runs[1], runs[1])
+    length = {"per_group": 256, "per_channel": w.shape[1], "per_tensor": w.numel()}[granularity]
     found = tensors_of(report.outfile)["blk.1.ffn_down.weight"]
-    assert np.array_equal(blocks.dequantize(found.data), trained(w, runs))
+    assert np.array_equal(sherry.SHERRY.dequantize(found.data), stored_forward(w, length))
     assert report.verdict is not None
     assert report.verdict.sherry.tensors == 14
 
@@ -106,7 +93,7 @@ def test_experts(random_checkpoint, sherry_config, tmp_path):
     checkpoint = Checkpoint(directory)
     for expert in range(4):
         w = checkpoint.load(f"model.layers.1.mlp.experts.{expert}.up_proj.weight")
-        assert np.array_equal(blocks.dequantize(found.data[expert]), trained(w, (1, w.numel())))
+        assert np.array_equal(sherry.SHERRY.dequantize(found.data[expert]), stored_forward(w, w.numel()))
 
 
 def test_experts_fused_into_one_tensor(random_checkpoint, sherry_config, tmp_path):
@@ -132,7 +119,7 @@ def bake_in_place(directory, dtype):
     state = load_file(path)
     for name, w in state.items():
         if name.endswith("_proj.weight"):
-            state[name] = torch.from_numpy(trained(w, (w.numel() // 128, 128))).to(dtype)
+            state[name] = torch.from_numpy(stored_forward(w, 128)).to(dtype)
     save_file(state, path)
     config = json.loads((directory / "config.json").read_text())
     for key in ("w_bits", "quant_method", "granularity", "group_size", "N", "M"):
@@ -150,7 +137,7 @@ def test_baked_weights(tiny_checkpoint, tmp_path, dtype):
     assert report.source == "42 baked Sherry layers"
     found = tensors_of(report.outfile)["blk.3.ffn_down.weight"]
     expected = state["model.layers.3.mlp.down_proj.weight"].float().numpy()
-    assert np.array_equal(blocks.dequantize(found.data), expected)
+    assert np.array_equal(sherry.SHERRY.dequantize(found.data), expected)
 
 
 def test_a_baked_state_dict(tiny_checkpoint, tmp_path):
@@ -163,7 +150,7 @@ def test_a_baked_state_dict(tiny_checkpoint, tmp_path):
     }
     torch.save({**state, **buffers}, tmp_path / "tiny_fake_quant_model.pt")
     directory = convert(tmp_path / "baked", tmp_path / "directory.gguf")
-    bare = convert(tmp_path / "tiny_fake_quant_model.pt", tmp_path / "bare.gguf", config_dir=tiny_checkpoint)
+    bare = convert(Source(tmp_path / "tiny_fake_quant_model.pt", tiny_checkpoint), tmp_path / "bare.gguf")
     assert bare.source == "42 baked Sherry layers"
     assert "ignored 42 quantizer buffers" in bare.notes[0]
     for name, tensor in tensors_of(directory.outfile).items():
@@ -193,14 +180,14 @@ def test_types(tiny_checkpoint, tmp_path):
     # a type changes how values are stored, not which: these are the values of the SHERRY blocks
     plain = tensors_of(convert(tiny_checkpoint, tmp_path / "y.gguf").outfile)["blk.2.ffn_down.weight"]
     found = tensors_of(report.outfile)["blk.2.ffn_down.weight"]
-    assert np.array_equal(found.data, blocks.dequantize(plain.data))
+    assert np.array_equal(found.data, sherry.SHERRY.dequantize(plain.data))
 
 
 def test_a_file_without_sherry_tensors_does_not_claim_to_be_one(tiny_checkpoint, tmp_path):
     types = TypeChoice("f32", None, [(".*", "f32")])
-    reader = open_gguf(convert(tiny_checkpoint, tmp_path / "x.gguf", types=types).outfile)
-    assert reader.get_field("sherry.format_version") is None
-    assert reader.get_field("general.file_type").contents() != 512
+    path = convert(tiny_checkpoint, tmp_path / "x.gguf", types=types).outfile
+    assert field(path, "sherry.format_version") is None
+    assert field(path, "general.file_type") != 512
 
 
 def test_a_tied_copy_of_the_embedding_is_not_written(tiny_checkpoint, tmp_path):
@@ -220,32 +207,32 @@ def test_a_type_that_rows_do_not_fit_is_refused(random_checkpoint, sherry_config
         convert(narrow, tmp_path / "x.gguf", types=TypeChoice("f16"))
     down = r"mlp\.down_proj"
     with pytest.raises(SherryError, match=r"output\.weight: rows of 144 weights are no multiple of 32"):
-        convert(narrow, tmp_path / "x.gguf", sherry_layers=down)
-    report = convert(narrow, tmp_path / "x.gguf", sherry_layers=down, types=TypeChoice("f16", "f16"))
+        convert(Source(narrow, sherry_layers=down), tmp_path / "x.gguf")
+    report = convert(Source(narrow, sherry_layers=down), tmp_path / "x.gguf", types=TypeChoice("f16", "f16"))
     assert {t.type_name for t in report.tensors if t.tensor_class == "attention"} == {"BF16"}
 
 
 def test_a_scale_per_32_does_not_fit(random_checkpoint, sherry_config, tmp_path):
     directory = random_checkpoint("Llama", sherry={**sherry_config, "group_size": 32})
-    with pytest.raises(SherryError, match=r"[\d,]+ of 131,072 weights do not fit SHERRY .* --outtype q4_0 holds"):
+    with refused(r"[\d,]+ of 131,072 weights do not fit SHERRY .* --outtype q4_0 holds"):
         convert(directory, tmp_path / "x.gguf")
     report = convert(directory, tmp_path / "x.gguf", types=TypeChoice(overrides=[("blk", "f16")]))
     w = load_file(directory / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
     found = tensors_of(report.outfile)["blk.0.ffn_up.weight"]
-    assert np.array_equal(found.data.astype(np.float32), trained(w, (w.numel() // 32, 32)))
+    assert np.array_equal(found.data.astype(np.float32), stored_forward(w, 32))
 
 
 def test_allow_lossy_says_what_it_costs(random_checkpoint, tmp_path):
     directory = random_checkpoint("Llama")
-    with pytest.raises(SherryError, match="--allow-lossy"):
+    with refused("--allow-lossy"):
         convert(directory, tmp_path / "x.gguf")
-    report = convert(directory, tmp_path / "x.gguf", allow_lossy=True)
+    report = convert(Source(directory, allow_lossy=True), tmp_path / "x.gguf")
     assert len(report.losses) == 14
     w = load_file(directory / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
-    expected = trained(w, (w.numel() // 128, 128))
+    expected = stored_forward(w, 128)
     error = np.linalg.norm(expected - w.double().numpy()) / np.linalg.norm(w.double().numpy())
     assert report.losses["model.layers.0.mlp.up_proj.weight"] == pytest.approx(error, rel=1e-12)
-    declared = convert(directory, tmp_path / "y.gguf", granularity=Granularity())
+    declared = convert(Source(directory, granularity=Granularity()), tmp_path / "y.gguf")
     assert declared.losses == {}
     for name, tensor in tensors_of(declared.outfile).items():
         assert np.array_equal(tensor.data, tensors_of(report.outfile)[name].data)
@@ -254,7 +241,7 @@ def test_allow_lossy_says_what_it_costs(random_checkpoint, tmp_path):
 def test_an_existing_file_is_never_harmed(tiny_checkpoint, tmp_path, monkeypatch):
     outfile = tmp_path / "x.gguf"
     outfile.write_bytes(b"precious")
-    with pytest.raises(SherryError, match=r"exists; .*--force"):
+    with refused(r"exists; .*--force"):
         convert(tiny_checkpoint, outfile)
 
     damaged = tmp_path / "damaged"
@@ -333,7 +320,7 @@ def test_an_incomplete_checkpoint_is_refused(tiny_checkpoint, tmp_path, lost, me
     state = load_file(tiny_checkpoint / "model.safetensors")
     torch.save({name: tensor for name, tensor in state.items() if lost not in name}, tmp_path / "part.pt")
     with pytest.raises(SherryError, match=f"not complete: {message}"):
-        convert(tmp_path / "part.pt", tmp_path / "x.gguf", config_dir=tiny_checkpoint)
+        convert(Source(tmp_path / "part.pt", tiny_checkpoint), tmp_path / "x.gguf")
 
 
 def test_routers_stay_f32_whatever_is_asked_for(random_checkpoint, sherry_config, tmp_path):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from reading import tensors_of
 
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.errors import SherryError
-from sherry_gguf.reader import open_gguf
 
 pytestmark = [pytest.mark.runtime, pytest.mark.usefixtures("runtime")]
 
@@ -17,7 +17,7 @@ def test_k_quants(tiny_checkpoint, tmp_path, pinned_gguf):
     types = TypeChoice("q4_K", "q6_K", [("ffn_down", "q4_K")])
     report = convert(tiny_checkpoint, tmp_path / "x.gguf", types=types)
     assert report.verdict is not None
-    tensors = {tensor.name: tensor for tensor in open_gguf(report.outfile).tensors}
+    tensors = tensors_of(report.outfile)
     embedding = Checkpoint(tiny_checkpoint).load("model.embed_tokens.weight").float().numpy()
     for name, type_name, error in (("token_embd.weight", "Q4_K", 0.1), ("output.weight", "Q6_K", 0.03)):
         assert tensors[name].tensor_type.name == type_name

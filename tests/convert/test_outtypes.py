@@ -10,31 +10,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from reading import field, tensors_of, values_of
 from safetensors.torch import load_file, save_file
+from trainer import stored_forward
 
-from sherry_gguf import blocks
-from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.checkpoint import Checkpoint, Source
 from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.convert.model import Job, open_model
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.convert.verify import verify
 from sherry_gguf.errors import SherryError
-from sherry_gguf.exact import BY_NAME
-from sherry_gguf.quantize import Granularity, quantize
-from sherry_gguf.reader import open_gguf
+from sherry_gguf.formats.table import named
+from sherry_gguf.weights.granularity import Granularity
+from sherry_gguf.weights.quantize import expand, quantize
 
 pytestmark = pytest.mark.usefixtures("pinned_gguf")
 
 FILE_TYPES = {"q4_0": 2, "tq1_0": 36, "tq2_0": 37, "q2_0": 41}  # LLAMA_FTYPE_MOSTLY_* of llama.h
 
 
-def values_of(path, pinned_gguf):
-    """GGUF name -> float32 values, by gguf-py's own reading; embedding, output and norms left out."""
-    return {
-        tensor.name: pinned_gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        for tensor in open_gguf(path).tensors
-        if tensor.name.startswith("blk.") and "norm" not in tensor.name
-    }
+def keys(path):
+    return field(path, "general.file_type"), field(path, "sherry.format_version")
 
 
 def types_of(report):
@@ -45,38 +41,21 @@ def types_of(report):
     return found
 
 
-def trained(w: torch.Tensor, run: int) -> np.ndarray:
-    """float32[rows, k]: the trained forward in PyTorch, a scale per ``run`` weights, rounded to fp16."""
-    groups = w.double().reshape(-1, 4)
-    kept = torch.zeros_like(groups).scatter_(1, torch.topk(groups.abs(), 3, dim=-1).indices, 1)
-    masked = (groups * kept).reshape(-1, run)
-    alpha = (masked.abs().sum(dim=1, keepdim=True) / (0.75 * run)).float().half().float()
-    return (masked.sign().float() * alpha).reshape(w.shape).numpy()
-
-
-def file_type(path):
-    return open_gguf(path).get_field("general.file_type").contents()
-
-
-def is_sherry(path):
-    return open_gguf(path).get_field("sherry.format_version") is not None
-
-
 @pytest.mark.parametrize("outtype", ["q2_0", "q4_0"])
-def test_the_shipped_checkpoint(tiny_checkpoint, sherry_gguf_file, pinned_gguf, tmp_path, outtype):
+def test_the_shipped_checkpoint(tiny_checkpoint, sherry_gguf_file, tmp_path, outtype):
     report = convert(tiny_checkpoint, tmp_path / "x.gguf", types=TypeChoice(outtype=outtype))
     assert set(types_of(report).values()) == {outtype.upper()}
-    assert (file_type(report.outfile), is_sherry(report.outfile)) == (FILE_TYPES[outtype], False)
+    assert keys(report.outfile) == (
+        FILE_TYPES[outtype],
+        None,
+    )
     assert str(report.verdict).startswith(f"verified: 42 {outtype.upper()} tensors, 4,718,592 weights, all codes equal")
-    expected = values_of(sherry_gguf_file, pinned_gguf)
-    found = values_of(report.outfile, pinned_gguf)
+    expected = values_of(sherry_gguf_file)
+    found = values_of(report.outfile)
     assert len(found) == 42
     for name, values in expected.items():
         assert np.array_equal(found[name], values), name
-    embeddings = [
-        next(t.data for t in open_gguf(path).tensors if t.name == "token_embd.weight")
-        for path in (sherry_gguf_file, report.outfile)
-    ]
+    embeddings = [tensors_of(path)["token_embd.weight"].data for path in (sherry_gguf_file, report.outfile)]
     assert np.array_equal(*embeddings)
 
 
@@ -84,12 +63,12 @@ def test_the_shipped_checkpoint(tiny_checkpoint, sherry_gguf_file, pinned_gguf, 
 def test_scales_of_128_do_not_fit_blocks_of_256(tiny_checkpoint, tmp_path, outtype):
     """Of each block the run of the smaller scale would change, unless both are the same in fp16."""
     w = load_file(tiny_checkpoint / "model.safetensors")["model.layers.0.mlp.down_proj.weight"]
-    magnitudes = np.abs(trained(w, 128)).reshape(-1, 256)
+    magnitudes = np.abs(stored_forward(w, 128)).reshape(-1, 256)
     changed = np.count_nonzero((magnitudes != magnitudes.max(axis=1, keepdims=True)) & (magnitudes != 0))
     message = (
         rf"blk\.0\.ffn_down\.weight: at least {changed:,} of {w.numel():,} weights do not fit {outtype.upper()} and "
         r"would change: its blocks have 256 weights and one scale; 42 of 42 tensors do not fit, "
-        r"with [\d,]+ of 4,718,592 weights; --outtype q2_0 holds all$"
+        r"with [\d,]+ of 4,718,592 weights; q2_0 holds all of them$"
     )
     with pytest.raises(SherryError, match=message):
         convert(tiny_checkpoint, tmp_path / "x.gguf", types=TypeChoice(outtype=outtype))
@@ -98,14 +77,17 @@ def test_scales_of_128_do_not_fit_blocks_of_256(tiny_checkpoint, tmp_path, outty
 
 @pytest.mark.parametrize("outtype", ["tq1_0", "tq2_0", "q2_0", "q4_0"])
 @pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
-def test_coarse_scales_fit_all(random_checkpoint, sherry_config, pinned_gguf, tmp_path, granularity, outtype):
+def test_coarse_scales_fit_all(random_checkpoint, sherry_config, tmp_path, granularity, outtype):
     directory = random_checkpoint("Llama", sherry={**sherry_config, "granularity": granularity})
     report = convert(directory, tmp_path / "x.gguf", types=TypeChoice(outtype=outtype))
     w = load_file(directory / "model.safetensors")["model.layers.1.mlp.down_proj.weight"]
     run = w.shape[1] if granularity == "per_channel" else w.numel()
-    assert np.array_equal(values_of(report.outfile, pinned_gguf)["blk.1.ffn_down.weight"], trained(w, run))
+    assert np.array_equal(values_of(report.outfile)["blk.1.ffn_down.weight"], stored_forward(w, run))
     assert set(types_of(report).values()) == {outtype.upper()}
-    assert (file_type(report.outfile), is_sherry(report.outfile)) == (FILE_TYPES[outtype], False)
+    assert keys(report.outfile) == (
+        FILE_TYPES[outtype],
+        None,
+    )
     assert report.verdict.sherry.tensors == 14
     slow = ["14 tensors are Q2_0, which is slow on x86", "14 of them would be as exact in TQ2_0"]
     assert len(report.notes) == (2 if outtype == "q2_0" else 0)
@@ -119,42 +101,42 @@ def test_q2_0_is_said_to_be_slow_also_where_nothing_else_fits(tiny_checkpoint, t
     assert not list(tmp_path.iterdir())
 
 
-def test_scales_of_32(random_checkpoint, sherry_config, pinned_gguf, tmp_path):
+def test_scales_of_32(random_checkpoint, sherry_config, tmp_path):
     directory = random_checkpoint("Llama", sherry={**sherry_config, "group_size": 32})
     for outtype in ("sherry", "tq1_0", "tq2_0", "q2_0"):
-        with pytest.raises(SherryError, match=rf"do not fit {outtype.upper()} .* --outtype q4_0 holds all$"):
+        with pytest.raises(SherryError, match=rf"do not fit {outtype.upper()} .* q4_0 holds all of them$"):
             convert(directory, tmp_path / "x.gguf", types=TypeChoice(outtype=outtype))
     w = load_file(directory / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
     for outtype in ("q4_0", "auto"):
         report = convert(directory, tmp_path / f"{outtype}.gguf", types=TypeChoice(outtype=outtype))
         assert set(types_of(report).values()) == {"Q4_0"}
-        assert (file_type(report.outfile), is_sherry(report.outfile)) == (2, False)
-        assert np.array_equal(values_of(report.outfile, pinned_gguf)["blk.0.ffn_up.weight"], trained(w, 32))
+        assert keys(report.outfile) == (2, None)
+        assert np.array_equal(values_of(report.outfile)["blk.0.ffn_up.weight"], stored_forward(w, 32))
 
 
-def test_scales_of_16_fit_no_block(random_checkpoint, sherry_config, pinned_gguf, tmp_path):
+def test_scales_of_16_fit_no_block(random_checkpoint, sherry_config, tmp_path):
     directory = random_checkpoint("Llama", sherry={**sherry_config, "group_size": 16})
-    with pytest.raises(SherryError, match=r"do not fit Q4_0 .*; --tensor-type REGEX=f16 holds the others"):
+    with pytest.raises(SherryError, match=r"do not fit Q4_0 .*; store the tensors that match .*\|ffn_up as f16$"):
         convert(directory, tmp_path / "x.gguf", types=TypeChoice(outtype="q4_0"))
     report = convert(directory, tmp_path / "x.gguf", types=TypeChoice(outtype="auto"))
     assert set(types_of(report).values()) == {"F16"}
     assert report.notes == ["14 tensors fit no ternary type, and are stored as F16"]
-    assert file_type(report.outfile) == 1
+    assert field(report.outfile, "general.file_type") == 1
     w = load_file(directory / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
-    assert np.array_equal(values_of(report.outfile, pinned_gguf)["blk.0.ffn_up.weight"], trained(w, 16))
+    assert np.array_equal(values_of(report.outfile)["blk.0.ffn_up.weight"], stored_forward(w, 16))
 
 
 def test_rows_that_do_not_fit(random_checkpoint, sherry_config, tmp_path):
     sherry = {**sherry_config, "granularity": "per_channel"}
     directory = random_checkpoint("Llama", sherry=sherry, hidden_size=384, num_attention_heads=6)
     with pytest.raises(
-        SherryError, match=r"rows of 384 weights do not fit TQ2_0: .*; 12 of 14 tensors .* --outtype q2_0 holds all"
+        SherryError, match=r"rows of 384 weights do not fit TQ2_0: .*; 12 of 14 tensors .* q2_0 holds all of them"
     ):
         convert(directory, tmp_path / "x.gguf", types=TypeChoice(outtype="tq2_0"))
     assert convert(directory, tmp_path / "x.gguf", types=TypeChoice(outtype="q2_0")).verdict.sherry.tensors == 14
 
 
-def test_an_empty_run_beside_another_fits(tiny_checkpoint, pinned_gguf, tmp_path):
+def test_an_empty_run_beside_another_fits(tiny_checkpoint, tmp_path):
     """Scales of 128, of which every second run has only zeros: one scale per 256 holds them."""
     shutil.copytree(tiny_checkpoint, tmp_path / "half")
     state = load_file(tmp_path / "half" / "model.safetensors")
@@ -162,12 +144,12 @@ def test_an_empty_run_beside_another_fits(tiny_checkpoint, pinned_gguf, tmp_path
         if name.endswith("_proj.weight"):
             w.view(-1, 2, 128)[:, 1] = 0
     save_file(state, tmp_path / "half" / "model.safetensors")
-    sherry = convert(tmp_path / "half", tmp_path / "sherry.gguf", granularity=Granularity())
+    sherry = convert(Source(tmp_path / "half", granularity=Granularity()), tmp_path / "sherry.gguf")
     for outtype in ("tq1_0", "tq2_0"):
         outfile = tmp_path / f"{outtype}.gguf"
-        convert(tmp_path / "half", outfile, granularity=Granularity(), types=TypeChoice(outtype=outtype))
-        found = values_of(outfile, pinned_gguf)
-        for name, values in values_of(sherry.outfile, pinned_gguf).items():
+        convert(Source(tmp_path / "half", granularity=Granularity()), outfile, types=TypeChoice(outtype=outtype))
+        found = values_of(outfile)
+        for name, values in values_of(sherry.outfile).items():
             assert np.array_equal(found[name], values), name
 
 
@@ -178,7 +160,7 @@ def bake(state, name, span):
         w = state[key].float().numpy()
         granularity = Granularity("per_channel") if span is None else Granularity("per_group", span)
         grid = quantize(w, granularity)
-        state[key] = torch.from_numpy(blocks.expand(grid.codes, grid.scales))
+        state[key] = torch.from_numpy(expand(grid.codes, grid.scales))
 
 
 @pytest.fixture
@@ -201,7 +183,7 @@ def mixed(tiny_checkpoint, tmp_path):
     return directory
 
 
-def test_auto_takes_the_smallest_for_each_tensor(mixed, pinned_gguf, tmp_path):
+def test_auto_takes_the_smallest_for_each_tensor(mixed, tmp_path):
     report = convert(mixed, tmp_path / "x.gguf", types=TypeChoice(outtype="auto"))
     assert types_of(report) == {
         "attn_q.weight": "SHERRY",
@@ -212,13 +194,13 @@ def test_auto_takes_the_smallest_for_each_tensor(mixed, pinned_gguf, tmp_path):
         "ffn_up.weight": "SHERRY",
         "ffn_down.weight": "F16",
     }
-    assert (file_type(report.outfile), is_sherry(report.outfile)) == (512, True)
+    assert keys(report.outfile) == (512, 1)
     assert str(report.verdict).startswith("verified: 36 Q2_0 and Q4_0 and SHERRY and TQ1_0 tensors")
     assert [note.split(",")[0] for note in report.notes] == [
         "6 tensors are Q2_0",
         "6 tensors fit no ternary type",
     ]
-    found = values_of(report.outfile, pinned_gguf)
+    found = values_of(report.outfile)
     state = load_file(mixed / "model.safetensors")
     names = {"v": "self_attn.v_proj", "output": "self_attn.o_proj"}
     names = {f"attn_{x}": name for x, name in names.items()} | {f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "down")}
@@ -245,15 +227,15 @@ def test_other_options_win(tiny_checkpoint, tmp_path):
     everything = TypeChoice("f32", None, [(".*", "f32")], outtype="tq2_0")  # which none is left for
     plain = convert(tiny_checkpoint, tmp_path / "plain.gguf", types=everything)
     assert {t.type_name for t in plain.tensors} == {"F32"}
-    assert file_type(plain.outfile) not in FILE_TYPES.values()
+    assert field(plain.outfile, "general.file_type") not in FILE_TYPES.values()
 
 
-def test_q4_0_of_single_tensors_is_exact_too(tiny_checkpoint, sherry_gguf_file, pinned_gguf, tmp_path):
+def test_q4_0_of_single_tensors_is_exact_too(tiny_checkpoint, sherry_gguf_file, tmp_path):
     report = convert(tiny_checkpoint, tmp_path / "x.gguf", types=TypeChoice(overrides=[("ffn_up", "q4_0")]))
     name = "blk.3.ffn_up.weight"
-    values = [values_of(path, pinned_gguf)[name] for path in (report.outfile, sherry_gguf_file)]
+    values = [values_of(path)[name] for path in (report.outfile, sherry_gguf_file)]
     assert np.array_equal(*values)
-    assert is_sherry(report.outfile)
+    assert field(report.outfile, "sherry.format_version") == 1
 
 
 @pytest.mark.parametrize("family", ["Qwen3", "Qwen3Moe"])
@@ -294,10 +276,9 @@ def test_damage_is_found(random_checkpoint, sherry_config, tmp_path, outtype):
     file = convert(directory, tmp_path / "x.gguf", types=types, verify=False).outfile
     assert verify(file, open_model(replace(job), file)).sherry.weights == 2 * 256 * (2 * (256 + 128) + 3 * 512)
 
-    kind = BY_NAME[outtype.upper()]
-    tensor = next(t for t in open_gguf(file).tensors if t.name == "blk.1.ffn_up.weight")
+    tensor = tensors_of(file)["blk.1.ffn_up.weight"]
     row = tensor.data_offset + 2 * tensor.data.shape[1]
-    d, codes = (0, 2) if outtype in ("q2_0", "q4_0") else (kind.block_bytes - 2, 0)
+    d, codes = (0, 2) if outtype in ("q2_0", "q4_0") else (named(outtype).block_bytes - 2, 0)
     for offset, bit in ((codes, 2), (codes + 7, 1), (d, 1)):
         content = bytearray(file.read_bytes())
         content[row + offset] ^= bit

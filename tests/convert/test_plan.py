@@ -7,13 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import save_file
 
-from sherry_gguf.blocks import expand
-from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.checkpoint import Checkpoint, Source
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.errors import SherryError
-from sherry_gguf.quantize import Granularity, quantize
+from sherry_gguf.weights.granularity import Granularity
+from sherry_gguf.weights.quantize import expand, quantize
 
 SHERRY = {"quant_method": "sherry", "N": 3, "M": 4, "granularity": "per_channel"}
 
@@ -36,6 +37,11 @@ def ternary() -> np.ndarray:
     return (np.clip(np.round(floats() * 50), -1, 1) * 0.02).astype(np.float32)
 
 
+def plan_of(checkpoint, **said):
+    """The plan of a checkpoint of which a user says so much."""
+    return make_plan(checkpoint, Source(checkpoint.path, **said))
+
+
 def sources(plan) -> list[str]:
     return [layer.source for layer in plan.layers.values()]
 
@@ -54,46 +60,46 @@ def checkpoint(tmp_path):
 
 
 def test_declared_by_config(checkpoint):
-    plan = make_plan(checkpoint(floats(), floats(1), config=SHERRY))
+    plan = plan_of(checkpoint(floats(), floats(1), config=SHERRY))
     assert sources(plan) == ["latent"] * 2
     assert plan.granularity == Granularity("per_channel")
 
 
 def test_a_flag_wins_over_config_and_declares_plain_weights(checkpoint):
     for config in (SHERRY, {}):
-        plan = make_plan(checkpoint(floats(), config=config), Granularity("per_group", 256))
+        plan = plan_of(checkpoint(floats(), config=config), granularity=Granularity("per_group", 256))
         assert sources(plan) == ["latent"]
         assert plan.granularity == Granularity("per_group", 256)
 
 
 def test_baked_weights_need_no_declaration(checkpoint):
-    plan = make_plan(checkpoint(baked(), baked(1)))
+    plan = plan_of(checkpoint(baked(), baked(1)))
     assert sources(plan) == ["baked"] * 2
     assert plan.summary() == "2 baked Sherry layers"
 
 
 def test_baked_weights_are_read_off_whatever_config_says(checkpoint):
-    assert sources(make_plan(checkpoint(baked(), config=SHERRY))) == ["baked"]
+    assert sources(plan_of(checkpoint(baked(), config=SHERRY))) == ["baked"]
 
 
 def test_masked_latents_are_latents_once_declared(checkpoint):
     masked = np.where(baked() == 0, 0, floats()).astype(np.float32)
     with pytest.raises(SherryError, match=r"sparse.*declare it"):
-        make_plan(checkpoint(masked))
-    assert sources(make_plan(checkpoint(masked), Granularity())) == ["latent"]
+        plan_of(checkpoint(masked))
+    assert sources(plan_of(checkpoint(masked), granularity=Granularity())) == ["latent"]
 
 
 def test_a_plain_model_is_refused_unless_allowed(checkpoint):
-    with pytest.raises(SherryError, match=r"all 1 layers .*--granularity per_group --group-size 128.*--allow-lossy"):
-        make_plan(checkpoint(floats()))
-    plan = make_plan(checkpoint(floats()), allow_lossy=True)
+    with refused(r"all 1 layers .*--granularity per_group --group-size 128.*--allow-lossy"):
+        plan_of(checkpoint(floats()))
+    plan = plan_of(checkpoint(floats()), allow_lossy=True)
     assert sources(plan) == ["lossy"]
 
 
 def test_plain_beside_baked_is_refused(checkpoint):
-    with pytest.raises(SherryError, match=r"1 of 2 layers, the first model\.layers\.1\..*--sherry-layers"):
-        make_plan(checkpoint(baked(), floats()))
-    plan = make_plan(checkpoint(baked(), floats()), sherry_layers=r"layers\.0\..*up_proj")
+    with refused(r"1 of 2 layers, the first model\.layers\.1\..*--sherry-layers"):
+        plan_of(checkpoint(baked(), floats()))
+    plan = plan_of(checkpoint(baked(), floats()), sherry_layers=r"layers\.0\..*up_proj")
     assert sources(plan) == ["baked"]
 
 
@@ -101,71 +107,71 @@ def test_only_the_layers_that_config_json_declares_are_quantized(checkpoint):
     """A model of which some layers were trained as Sherry's: the others are floats, and no latents."""
     config = {**SHERRY, "sherry_layers": r"layers\.1\..*up_proj"}
     some = checkpoint(floats(), floats(1), config=config)
-    assert list(make_plan(some).layers) == ["model.layers.1.mlp.up_proj.weight"]
-    assert list(make_plan(some, sherry_layers=r"layers\.0\..*up_proj").layers) == ["model.layers.0.mlp.up_proj.weight"]
+    assert list(plan_of(some).layers) == ["model.layers.1.mlp.up_proj.weight"]
+    assert list(plan_of(some, sherry_layers=r"layers\.0\..*up_proj").layers) == ["model.layers.0.mlp.up_proj.weight"]
     for value, message in (("(", "no regular expression"), (7, "sherry_layers is 7")):
         with pytest.raises(SherryError, match=rf"config\.json: .*{message}"):
-            make_plan(checkpoint(floats(), config={**SHERRY, "sherry_layers": value}))
+            plan_of(checkpoint(floats(), config={**SHERRY, "sherry_layers": value}))
 
 
-def groups(plan) -> list[tuple[str, ...]]:
-    return [layer.groups for layer in plan.layers.values()]
+def grids(plan) -> list[tuple[str, ...]]:
+    return [layer.grids for layer in plan.layers.values()]
 
 
 def test_another_grid_is_refused_with_what_fits(checkpoint):
     for config in ({}, SHERRY):
         with pytest.raises(SherryError, match=r"dense ternary.*TQ2_0") as caught:
-            make_plan(checkpoint(ternary(), ternary(), config=config))
+            plan_of(checkpoint(ternary(), ternary(), config=config))
         assert "2 of 2 layers, the first model.layers.0.mlp.up_proj.weight" in str(caught.value)
-    assert sources(make_plan(checkpoint(ternary()), allow_lossy=True)) == ["lossy"]
+    assert sources(plan_of(checkpoint(ternary()), allow_lossy=True)) == ["lossy"]
 
 
 def test_the_groups_of_baked_weights_are_seen(checkpoint):
     empty = np.zeros((128, 256), dtype=np.float32)
-    plan = make_plan(checkpoint(baked(), strided(), empty))
+    plan = plan_of(checkpoint(baked(), strided(), empty))
     assert sources(plan) == ["baked"] * 3
-    assert groups(plan) == [("consecutive",), ("stride16",), ("consecutive", "stride16")]
+    assert grids(plan) == [("consecutive",), ("stride16",), ("consecutive", "stride16")]
     assert plan.summary() == "3 baked Sherry layers, 1 of them with groups of weights 16 apart"
 
 
 def test_a_grid_that_baked_weights_do_not_have_is_refused(checkpoint):
     """A key of config.json is not, as no other is."""
     mixed = checkpoint(baked(), strided(), config={"sherry_grid": "stride16"})
-    assert groups(make_plan(mixed)) == [("consecutive",), ("stride16",)]
+    assert grids(plan_of(mixed)) == [("consecutive",), ("stride16",)]
     with pytest.raises(
         SherryError, match=r"1 of 2 layers, the first model\.layers\.0\..* baked with consecutive groups"
     ):
-        make_plan(mixed, groups="stride16")
+        plan_of(mixed, grid="stride16")
     with pytest.raises(SherryError, match=r"the first model\.layers\.1\..* baked with stride16 groups"):
-        make_plan(mixed, groups="consecutive")
+        plan_of(mixed, grid="consecutive")
 
 
 def test_the_groups_of_latents_are_declared(checkpoint):
     config = {**SHERRY, "granularity": "per_group", "group_size": 256}
-    assert groups(make_plan(checkpoint(floats(), config=config))) == [("consecutive",)]
-    assert groups(make_plan(checkpoint(floats(), config=config), groups="stride16")) == [("stride16",)]
+    assert grids(plan_of(checkpoint(floats(), config=config))) == [("consecutive",)]
+    assert grids(plan_of(checkpoint(floats(), config=config), grid="stride16")) == [("stride16",)]
     declared = checkpoint(floats(), config={**config, "sherry_grid": "stride16"})
-    assert groups(make_plan(declared)) == [("stride16",)]
-    assert make_plan(declared).granularity == Granularity("per_group", 256)
-    assert groups(make_plan(declared, groups="consecutive")) == [("consecutive",)]
+    assert grids(plan_of(declared)) == [("stride16",)]
+    assert plan_of(declared).granularity == Granularity("per_group", 256)
+    assert grids(plan_of(declared, grid="consecutive")) == [("consecutive",)]
     for value in ("stride8", 16, None):
         with pytest.raises(SherryError, match=r"config\.json: sherry_grid is .*, none of consecutive, stride16"):
-            make_plan(checkpoint(floats(), config={**config, "sherry_grid": value}))
+            plan_of(checkpoint(floats(), config={**config, "sherry_grid": value}))
 
 
 def test_a_grid_alone_declares_no_latents_but_a_forced_model_takes_its_scales(checkpoint):
-    with pytest.raises(SherryError, match=r"--granularity per_group --grid stride16"):
-        make_plan(checkpoint(floats()), groups="stride16")
-    plan = make_plan(checkpoint(floats()), allow_lossy=True, groups="stride16")
-    assert (sources(plan), groups(plan)) == (["lossy"], [("stride16",)])
+    with refused(r"--granularity per_group --grid stride16"):
+        plan_of(checkpoint(floats()), grid="stride16")
+    plan = plan_of(checkpoint(floats()), allow_lossy=True, grid="stride16")
+    assert (sources(plan), grids(plan)) == (["lossy"], [("stride16",)])
     assert plan.granularity == Granularity("per_group", 256)
 
 
 def test_allow_lossy_still_reads_what_is_declared_as_it_was_trained(checkpoint):
-    plan = make_plan(checkpoint(floats(), ternary(), config=SHERRY), allow_lossy=True)
+    plan = plan_of(checkpoint(floats(), ternary(), config=SHERRY), allow_lossy=True)
     assert sources(plan) == ["latent", "lossy"]
     assert plan.granularity == Granularity("per_channel")
-    plan = make_plan(checkpoint(floats(), config={**SHERRY, "quant_method": "twn"}), allow_lossy=True)
+    plan = plan_of(checkpoint(floats(), config={**SHERRY, "quant_method": "twn"}), allow_lossy=True)
     assert sources(plan) == ["lossy"]
 
 
@@ -174,19 +180,19 @@ def test_a_damaged_baked_layer_is_still_a_baked_layer(checkpoint, row):
     """In the sample or behind it: reading the layer will name the place."""
     weights = baked()
     weights[row, 8:12] = 0, 0, 0.5, 0.1
-    assert sources(make_plan(checkpoint(weights))) == ["baked"]
+    assert sources(plan_of(checkpoint(weights))) == ["baked"]
 
 
 def test_another_method_in_config_is_refused(checkpoint):
     with pytest.raises(SherryError, match="tequila"):
-        make_plan(checkpoint(floats(), config={**SHERRY, "quant_method": "tequila"}))
+        plan_of(checkpoint(floats(), config={**SHERRY, "quant_method": "tequila"}))
 
 
 def test_no_layer_matches(checkpoint):
     with pytest.raises(SherryError, match="no weight's name matches"):
-        make_plan(checkpoint(floats(), config=SHERRY), sherry_layers="nothing")
+        plan_of(checkpoint(floats(), config=SHERRY), sherry_layers="nothing")
 
 
 def test_a_norm_is_no_layer(checkpoint):
     with pytest.raises(SherryError, match=r"input_layernorm\.weight: has shape \[256\]"):
-        make_plan(checkpoint(floats(), config=SHERRY), sherry_layers="layernorm")
+        plan_of(checkpoint(floats(), config=SHERRY), sherry_layers="layernorm")

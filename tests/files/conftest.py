@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sherry_gguf import blocks, stq1_0
+from sherry_gguf.formats import sherry, stq1_0
+from sherry_gguf.formats.q2_0 import Q2_0
 
 STRING, UINT32 = 8, 4
 LAYOUTS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -84,21 +85,19 @@ def build(tmp_path: Path) -> Any:
 def sherry_blocks(rows: int, k: int, seed: int = 0) -> bytes:
     generator = np.random.default_rng(seed)
     codes = generator.integers(0, 32, (rows, k // 4), dtype=np.uint8)
-    return blocks.pack(codes, generator.uniform(0.5, 2, (rows, k // 128)).astype(np.float32)).tobytes()
+    return sherry.BLOCKS.pack(codes, generator.uniform(0.5, 2, (rows, k // 128)).astype(np.float32)).tobytes()
 
 
 def stq1_0_blocks(rows: int, k: int, seed: int = 0) -> bytes:
     generator = np.random.default_rng(seed)
     codes = generator.integers(0, 32, (rows, k // 4), dtype=np.uint8)
-    return stq1_0.pack(codes, generator.uniform(0.5, 2, (rows, k // 256)).astype(np.float32)).tobytes()
+    return stq1_0.BLOCKS.pack(codes, generator.uniform(0.5, 2, (rows, k // 256)).astype(np.float32)).tobytes()
 
 
 def q2_0_blocks(rows: int, k: int, seed: int = 0) -> bytes:
     """Dense ternary weights under one scale per 64."""
-    from sherry_gguf.ternary import quantize_q2_0
-
     t = np.random.default_rng(seed).integers(-1, 2, (rows * k // 64, 64)).astype(np.float32)
-    return quantize_q2_0(t * np.float32(0.5)).tobytes()
+    return Q2_0.encode(t * np.float32(0.5)).tobytes()
 
 
 def f32(rows: int, k: int) -> bytes:

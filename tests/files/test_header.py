@@ -11,7 +11,7 @@ import pytest
 
 from sherry_gguf.errors import SherryError
 from sherry_gguf.files.header import read_header
-from sherry_gguf.files.types import find_types
+from sherry_gguf.files.identify import find_types
 
 
 def small(parts, **options):
@@ -60,8 +60,8 @@ def test_the_same_as_gguf_py(sherry_gguf_file, pinned_gguf):
     header, reader = read_header(sherry_gguf_file), pinned_gguf.GGUFReader(sherry_gguf_file)
     assert [t.name for t in header.tensors] == [t.name for t in reader.tensors]
     for typed, expected in zip(find_types(header), reader.tensors, strict=True):
-        tensor = typed.tensor
-        assert (typed.type.name, typed.n_bytes) == (expected.tensor_type.name, expected.n_bytes)
+        tensor = typed.info
+        assert (typed.type_name, typed.n_bytes) == (expected.tensor_type.name, expected.n_bytes)
         assert (list(tensor.shape), tensor.start) == (expected.shape.tolist(), expected.data_offset)
     fields = {name for name in reader.fields if not name.startswith("GGUF.")}
     assert fields == set(header.entries)
@@ -103,7 +103,7 @@ def test_any_field_may_lie(parts, tmp_path):
                 said.append(str(error))
                 continue
             assert all(header.data_start <= t.start <= t.stop <= len(content) for t in header.tensors)
-            assert all(typed.n_bytes <= typed.tensor.span for typed in types)
+            assert all(typed.n_bytes <= typed.info.span for typed in types)
     assert len(said) > data_start
     assert not any("\n" in line for line in said)
 

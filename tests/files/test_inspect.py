@@ -7,18 +7,14 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from packing import IDS, of_codes, pack
 
-from sherry_gguf import blocks, stq1_0
 from sherry_gguf.cli import main
-from sherry_gguf.files import codecs
-from sherry_gguf.files.header import read_header
+from sherry_gguf.files import tensor
+from sherry_gguf.files.gguf_file import open_gguf
 from sherry_gguf.files.inspect import as_json, inspect
-from sherry_gguf.files.measure import measure
-from sherry_gguf.files.types import find_types
-from sherry_gguf.gguf_types import use_exact_q4_0
-from sherry_gguf.groups import from_fours
+from sherry_gguf.files.statistics import statistics_of
 
-IDS = {"SHERRY": 512, "STQ1_0": 43, "TQ1_0": 34, "TQ2_0": 35, "Q2_0": 42, "Q4_0": 2}
 BLOCK = {"SHERRY": 128, "STQ1_0": 256, "TQ1_0": 256, "TQ2_0": 256, "Q2_0": 64, "Q4_0": 32}
 OWN = {"SHERRY": "consecutive", "STQ1_0": "stride16"}
 ROWS, K = 8, 1024
@@ -38,15 +34,6 @@ def codes_of(seed=0):
     return np.random.default_rng(seed).choice(32, (ROWS, K // 4), p=weights).astype(np.uint8)
 
 
-def pack(name, weights):
-    import gguf
-
-    if name in ("SHERRY", "STQ1_0"):
-        return {"SHERRY": blocks.pack_exact, "STQ1_0": stq1_0.pack_exact}[name](weights).tobytes()
-    use_exact_q4_0()
-    return gguf.quants.quantize(weights, gguf.GGMLQuantizationType[name]).tobytes()
-
-
 def scales_of(span):
     """float32[ROWS, K]: fp16 numbers that are shared by a tensor, a row, or so many weights, and by no more."""
     n = {"tensor": 1, "row": ROWS}.get(span) or ROWS * K // int(span)
@@ -54,24 +41,23 @@ def scales_of(span):
     return np.repeat(scales, ROWS * K // n).reshape(ROWS, K)
 
 
-def measured(build, name, data):
-    path = build([("a", (K, ROWS), IDS[name], data)])
-    header = read_header(path)
-    return measure(find_types(header)[0], header)
+def found_in(build, name, data):
+    (tensor,) = open_gguf(build([("a", (K, ROWS), IDS[name], data)])).tensors
+    return statistics_of(tensor)
 
 
-def on_grid(groups, codes=None):
-    return from_fours(blocks.ternary(codes_of() if codes is None else codes), groups).astype(np.float32)
+def on_grid(grid, codes=None):
+    return of_codes(codes_of() if codes is None else codes, grid)
 
 
 @pytest.mark.parametrize("chunk", [1 << 22, K, 3 * K])
 @pytest.mark.parametrize(("name", "groups", "span"), CASES)
 def test_grid_and_sharing(build, monkeypatch, name, groups, span, chunk):
-    monkeypatch.setattr(codecs, "_CHUNK", chunk)
+    monkeypatch.setattr(tensor, "_CHUNK", chunk)
     t = np.random.default_rng(0).integers(-1, 2, (ROWS, K)) if groups is None else on_grid(groups)
-    found = measured(build, name, pack(name, t.astype(np.float32) * scales_of(span)))
+    found = found_in(build, name, pack(name, t.astype(np.float32) * scales_of(span)))
     expected = {"consecutive": "consecutive fours", "stride16": "stride 16", None: "dense ternary"}
-    assert (found.grid, found.shared, found.is_ternary) == (expected[groups], span, True)
+    assert (found.grid, found.shared) == (expected[groups], span)
     if groups is not None:
         assert found.one_zero[groups] == found.groups[groups] == ROWS * K // 4
     if name in ("SHERRY", "STQ1_0"):
@@ -86,7 +72,7 @@ def test_scales(build, name):
     groups = OWN.get(name, "consecutive")
     scales = np.random.default_rng(1).lognormal(-3, 1, (ROWS, K // 256)).astype(np.float16).astype(np.float32)
     scales[2, 1] = 0
-    found = measured(build, name, pack(name, on_grid(groups) * np.repeat(scales, 256, axis=1)))
+    found = found_in(build, name, pack(name, on_grid(groups) * np.repeat(scales, 256, axis=1)))
     used, of_256 = np.sort(scales[scales != 0]), 256 // BLOCK[name]
     assert found.scales.summary() == {
         "min": used[0], "median": used[(used.size - 1) // 2], "max": used[-1],
@@ -106,7 +92,7 @@ def test_damaged_scales(build, name):
     at = 0 if name in ("Q2_0", "Q4_0") else size - 2
     for block, value in ((0, np.nan), (3, np.inf), (5, -np.inf), (7, -1.0)):
         data.reshape(-1, size)[block, at : at + 2] = np.frombuffer(np.float16(value).tobytes(), dtype=np.uint8)
-    found = measured(build, name, data.tobytes())
+    found = found_in(build, name, data.tobytes())
     summary = found.scales.summary()
     assert (summary["not_finite"], summary["negative"], summary["min"], summary["max"]) == (3, 1, -1, 1)
     assert found.empty_blocks == 3
@@ -114,7 +100,7 @@ def test_damaged_scales(build, name):
 
 
 def test_an_empty_matrix(build):
-    found = measured(build, "SHERRY", bytes(ROWS * K // 128 * 22))
+    found = found_in(build, "SHERRY", bytes(ROWS * K // 128 * 22))
     assert (found.grid, found.shared, found.codes.sum()) == ("all zero", "tensor", 0)
     assert found.scales.summary()["median"] is None
 
@@ -124,9 +110,9 @@ def test_a_dense_q4_0_is_no_ternary_type(build):
 
     weights = np.random.default_rng(0).standard_normal((ROWS, K)).astype(np.float32)
     data = gguf.quants.quantize(weights, gguf.GGMLQuantizationType.Q4_0).tobytes()
-    assert not measured(build, "Q4_0", data).is_ternary
-    (tensor,) = inspect(build([("a", (K, ROWS), 2, data)])).tensors
-    assert tensor.measured is None
+    assert found_in(build, "Q4_0", data) is None
+    (inspected,) = inspect(build([("a", (K, ROWS), 2, data)])).tensors
+    assert inspected.statistics is None
 
 
 def a_bit_of_everything(parts):
@@ -283,7 +269,7 @@ def test_contradictions_are_told_and_not_decoded(build, parts):
         "a: is STQ1_0, and others of that id ar", "b: is Q2_0, and others of that id are ",
     ]  # fmt: skip
     assert found.refusals == ["the bytes of 2 tensors may not be what it takes them for, the first is a"]
-    assert [tensor.measured for tensor in found.tensors] == [None, None]
+    assert [inspected.statistics for inspected in found.tensors] == [None, None]
 
 
 def test_memory(build, parts):
@@ -294,5 +280,5 @@ def test_memory(build, parts):
     found = inspect(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert found.tensors[0].measured.grid == "consecutive fours"
-    assert peak < 48 * codecs._CHUNK  # bytes for a weight of a chunk: measured were 30
+    assert found.tensors[0].statistics.grid == "consecutive fours"
+    assert peak < 48 * tensor._CHUNK  # bytes for a weight of a chunk: measured were 30

@@ -8,20 +8,20 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from packing import FILE_TYPES, IDS, of_codes, pack
+from refusals import refused
 
-from sherry_gguf import blocks, stq1_0
 from sherry_gguf.cli import main
 from sherry_gguf.errors import SherryError
-from sherry_gguf.exact import BY_NAME
-from sherry_gguf.files import codecs
+from sherry_gguf.files import tensor
 from sherry_gguf.files.header import read_header
+from sherry_gguf.files.identify import find_types
 from sherry_gguf.files.requantize import requantize
-from sherry_gguf.files.types import find_types
-from sherry_gguf.gguf_types import use_exact_q4_0
-from sherry_gguf.groups import from_fours
+from sherry_gguf.formats import sherry
+from sherry_gguf.formats.groups import to_fours
+from sherry_gguf.formats.table import named, tensor_types
+from sherry_gguf.formats.tensor_type import TensorType
 
-IDS = {"SHERRY": 512, "STQ1_0": 43, "TQ1_0": 34, "TQ2_0": 35, "Q2_0": 42, "Q4_0": 2}
-FILE_TYPES = {"SHERRY": 512, "STQ1_0": 513, "TQ1_0": 36, "TQ2_0": 37, "Q2_0": 41, "Q4_0": 2}
 ROWS, K = 12, 1024
 
 
@@ -31,16 +31,7 @@ def on_grid(groups, span, seed=0, rows=ROWS):
     codes = generator.integers(0, 32, (rows, K // 4), dtype=np.uint8)
     scales = generator.lognormal(-3, 1, (rows, K // span)).astype(np.float16).astype(np.float32)
     scales[1, 2] = 0
-    return from_fours(blocks.ternary(codes), groups) * np.repeat(scales, span, axis=1)
-
-
-def pack(name, weights):
-    import gguf
-
-    if name in ("SHERRY", "STQ1_0"):
-        return {"SHERRY": blocks.pack_exact, "STQ1_0": stq1_0.pack_exact}[name](weights).tobytes()
-    use_exact_q4_0()
-    return gguf.quants.quantize(weights, gguf.GGMLQuantizationType[name]).tobytes()
+    return of_codes(codes, groups) * np.repeat(scales, span, axis=1)
 
 
 def content_of(parts, name, weights, file_type=None, type_id=None, alignment=32):
@@ -87,10 +78,10 @@ HOLD = {
 )
 def test_every_exact_pair(file, parts, monkeypatch, grid, old, new, chunk):
     """The result is byte for byte the file that would have been built in the new type."""
-    monkeypatch.setattr(codecs, "_CHUNK", chunk)
+    monkeypatch.setattr(tensor, "_CHUNK", chunk)
     weights = on_grid(*grid)
     file.write_bytes(content_of(parts, old, weights))
-    done = requantize(file, new.lower())
+    done = requantize(file, named(new.lower()))
     assert done.outfile == file.with_name(f"x-{new}.gguf")
     assert (done.tensors, done.was) == (3, (old,))
     assert file.read_bytes() == content_of(parts, old, weights)
@@ -105,7 +96,7 @@ def test_around_and_back(file, parts, tmp_path):
     steps = ["sherry", "q4_0", "tq1_0", "q2_0", "tq2_0", "sherry"]
     for i, (_, outtype) in enumerate(pairwise(steps)):
         new = tmp_path / f"{i}.gguf"
-        requantize(file, outtype, new)
+        requantize(file, named(outtype), new)
         file = new
     assert file.read_bytes() == content
 
@@ -116,14 +107,14 @@ def test_published_files(file, parts, type_id, file_type, alignment):
     """STQ1_0 under all its ids, and the numbers that its revisions gave to the file."""
     weights = on_grid("stride16", 256)
     file.write_bytes(content_of(parts, "STQ1_0", weights, file_type, type_id, alignment))
-    done = requantize(file, "tq2_0")
+    done = requantize(file, named("tq2_0"))
     assert done.outfile.read_bytes() == content_of(parts, "TQ2_0", weights, alignment=alignment)
 
 
 def test_a_file_type_of_another_type_stays(file, parts):
     weights = on_grid("consecutive", 128)
     file.write_bytes(content_of(parts, "SHERRY", weights, file_type=7))
-    assert requantize(file, "q2_0").outfile.read_bytes() == content_of(parts, "Q2_0", weights, file_type=7)
+    assert requantize(file, named("q2_0")).outfile.read_bytes() == content_of(parts, "Q2_0", weights, file_type=7)
 
 
 def test_upstreams_own_q4_0(file, parts):
@@ -136,8 +127,8 @@ def test_upstreams_own_q4_0(file, parts):
     assert (data.reshape(-1, 18)[:, 1] & 0x80).any()
     assert np.array_equal(gguf.quants.dequantize(data, gguf.GGMLQuantizationType.Q4_0).reshape(weights.shape), weights)
     file.write_bytes(parts.gguf_bytes([("a", (K, ROWS), 2, data.tobytes())]))
-    new = read_header(requantize(file, "sherry").outfile)
-    assert np.array_equal(blocks.dequantize(codecs.rows_of(find_types(new)[0], new)), weights)
+    new = read_header(requantize(file, named("sherry")).outfile)
+    assert np.array_equal(sherry.SHERRY.dequantize(find_types(new)[0].rows), weights)
 
 
 def changed_weights(kind):
@@ -155,11 +146,11 @@ def test_refused(file, parts, kind):
     weights = on_grid(groups, span)
     content = content_of(parts, old, weights)
     file.write_bytes(content)
-    held = " or ".join(name.lower() for name in BY_NAME if name in HOLD[groups, span])
+    held = " or ".join(name.lower() for name in (t.name for t in tensor_types()) if name in HOLD[groups, span])
     with pytest.raises(SherryError) as caught:
-        requantize(file, new)
+        requantize(file, named(new))
     said = str(caught.value)
-    kind = BY_NAME[new.upper()]
+    kind = named(new)
     n, in_one_row = count_by_hand(weights, kind), count_by_hand(weights[:1], kind)
     assert said.startswith(f"{file}: blk.0.attn_q.weight: at least {n:,} of {weights.size:,} weights do not fit")
     assert f"; 3 of 3 tensors do not fit, with {2 * n + in_one_row:,} of {25 * K:,} weights; " in said
@@ -170,15 +161,13 @@ def test_refused(file, parts, kind):
 
 def count_by_hand(weights, kind):
     """The weights that the best bytes of a type cannot give back, block by block in plain loops."""
-    from sherry_gguf.groups import to_fours
-
-    fours = to_fours(weights, kind.groups or "consecutive").reshape(-1, kind.block)
+    fours = to_fours(weights, kind.grid or "consecutive").reshape(-1, kind.block)
     changed = 0
     for block in fours:
         best = np.count_nonzero(block == 0)
         for scale in np.unique(np.abs(block[block != 0])):
             same, zero = np.abs(block) == scale, block == 0
-            if kind.groups is None:
+            if kind.grid is None:
                 kept = np.count_nonzero(same | zero)
             else:
                 groups = zip(same.reshape(-1, 4).sum(axis=1), zero.reshape(-1, 4).sum(axis=1), strict=True)
@@ -192,7 +181,7 @@ def test_rows_that_do_not_fit(file, parts):
     file.write_bytes(parts.gguf_bytes([("a", (384, 8), 512, parts.sherry_blocks(8, 384))]))
     said = r"a: rows of 384 weights do not fit TQ1_0.*; all fit --outtype sherry or q2_0 or q4_0"
     with pytest.raises(SherryError, match=said):
-        requantize(file, "tq1_0")
+        requantize(file, named("tq1_0"))
 
 
 def test_no_type_holds_all(file, parts):
@@ -200,7 +189,7 @@ def test_no_type_holds_all(file, parts):
     block = b"\xff\x7b" + b"\x80" * 16  # 65504 * 0 and 65504 * -8
     file.write_bytes(parts.gguf_bytes([("a", (64,), 2, block * 2)]))
     with pytest.raises(SherryError, match=r"a: at least 32 of 64 weights do not fit Q2_0 .*; no one type holds all of"):
-        requantize(file, "q2_0")
+        requantize(file, named("q2_0"))
 
 
 def test_a_ternary_type_with_other_weights(file, parts):
@@ -209,7 +198,7 @@ def test_a_ternary_type_with_other_weights(file, parts):
         n = 64 if name == "Q2_0" else 256
         file.write_bytes(parts.gguf_bytes([("a", (n,), IDS[name], data)]))
         with pytest.raises(SherryError, match=rf"a: {n // 2} of {n} weights are neither 0 nor of their block's"):
-            requantize(file, "q4_0")
+            requantize(file, named("q4_0"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
@@ -218,15 +207,15 @@ def test_damaged_scales(file, parts, value):
     data[20:22] = np.float16(value).tobytes()
     file.write_bytes(parts.gguf_bytes([("a", (256, 8), 512, bytes(data))]))
     with pytest.raises(SherryError, match="a has scales that no weights have; it is damaged"):
-        requantize(file, "q2_0")
+        requantize(file, named("q2_0"))
 
 
 def test_nothing_ternary_and_nothing_to_do(file, parts):
     file.write_bytes(parts.gguf_bytes([("a", (64, 8), 0, parts.f32(8, 64))]))
     with pytest.raises(SherryError, match="has no ternary tensors"):
-        requantize(file, "q2_0")
+        requantize(file, named("q2_0"))
     file.write_bytes(content_of(parts, "SHERRY", on_grid("consecutive", 128)))
-    assert str(requantize(file, "sherry")) == "nothing to do: all 3 ternary tensors are SHERRY"
+    assert str(requantize(file, named("sherry"))) == "nothing to do: all 3 ternary tensors are SHERRY"
     assert list(file.parent.iterdir()) == [file]
 
 
@@ -235,7 +224,7 @@ def test_a_result_that_nothing_could_read(file, parts):
     weights = on_grid("stride16", 256)[:1, :256].copy()
     file.write_bytes(parts.gguf_bytes([("a", (256,), 35, pack("TQ2_0", weights))], alignment=128))
     with pytest.raises(SherryError, match="a cannot be written so: nothing tells Q2_0 from STQ1_0"):
-        requantize(file, "q2_0")
+        requantize(file, named("q2_0"))
     assert list(file.parent.iterdir()) == [file]
 
 
@@ -243,29 +232,28 @@ def test_an_existing_outfile(file, parts, tmp_path):
     file.write_bytes(content_of(parts, "SHERRY", on_grid("consecutive", 128)))
     other = tmp_path / "other.gguf"
     other.write_text("mine")
-    with pytest.raises(SherryError, match=r"other\.gguf exists; .*--force"):
-        requantize(file, "q2_0", other)
+    with refused(r"other\.gguf exists; .*--force"):
+        requantize(file, named("q2_0"), other)
     with pytest.raises(SherryError, match="do not fit TQ2_0"):
-        requantize(file, "tq2_0", other, force=True)
+        requantize(file, named("tq2_0"), other, force=True)
     assert other.read_text() == "mine"
-    requantize(file, "q2_0", other, force=True)
+    requantize(file, named("q2_0"), other, force=True)
     assert other.read_bytes() == content_of(parts, "Q2_0", on_grid("consecutive", 128))
 
 
 def test_a_write_that_goes_wrong_is_found(file, parts, monkeypatch):
     """Bytes that were not those of the weights never become the outfile."""
-    from sherry_gguf.files import requantize as module
+    file.write_bytes(content_of(parts, "SHERRY", on_grid("consecutive", 128)))
 
-    def damaged(chunk, kind):
-        data = pack_of(chunk, kind)
+    def damaged(self, weights):
+        data = pack_of(self, weights)
         data[-1, -1] ^= 1
         return data
 
-    pack_of = module._pack
-    monkeypatch.setattr(module, "_pack", damaged)
-    file.write_bytes(content_of(parts, "SHERRY", on_grid("consecutive", 128)))
+    pack_of = TensorType.pack
+    monkeypatch.setattr(TensorType, "pack", damaged)
     with pytest.raises(SherryError, match=r"attn_q\.weight cannot be written so: it reads back as something else"):
-        requantize(file, "q2_0")
+        requantize(file, named("q2_0"))
     assert list(file.parent.iterdir()) == [file]
 
 
@@ -286,8 +274,8 @@ def test_command(file, parts, capsys):
 
 def test_a_converted_model(sherry_gguf_file, tmp_path):
     """What the converter wrote, through Q2_0 and back, is the file it was."""
-    requantize(sherry_gguf_file, "q2_0", tmp_path / "q2_0.gguf")
-    requantize(tmp_path / "q2_0.gguf", "sherry", tmp_path / "back.gguf")
+    requantize(sherry_gguf_file, named("q2_0"), tmp_path / "q2_0.gguf")
+    requantize(tmp_path / "q2_0.gguf", named("sherry"), tmp_path / "back.gguf")
     old, new = read_header(sherry_gguf_file), read_header(tmp_path / "back.gguf")
     assert {e.key: old.data[e.start : e.stop].tobytes() for e in old.entries.values()} == {
         e.key: new.data[e.start : e.stop].tobytes() for e in new.entries.values()

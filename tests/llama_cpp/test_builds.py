@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
+from sherry_gguf.commands.ways_out import BUILD
 from sherry_gguf.errors import SherryError
 from sherry_gguf.llama_cpp import Build, build, builds, find_build
 from sherry_gguf.llama_cpp.config import Config, cpu_features
@@ -63,7 +65,7 @@ def test_one_more_target_joins_the_build(cache: Path, fetched: PatchSet) -> None
 def test_another_patch_compiles_only_what_differs(cache: Path, fetched: PatchSet, rewrite: Rewrite) -> None:
     first = build(["hello"], patches=fetched)
     rewrite(fetched.series[0], "40 +", "50 +")
-    with pytest.raises(SherryError, match=r"no up-to-date build.*run `sherry-gguf build`"):
+    with refused(r"no up-to-date build.*run `sherry-gguf build`", BUILD):
         find_build(patches=PatchSet.load(fetched.root))
     second = build(["hello"], patches=PatchSet.load(fetched.root))
     assert second.bin_dir != first.bin_dir
@@ -137,7 +139,7 @@ def test_remember_chooses_what_find_build_finds(cache: Path, fetched: PatchSet) 
     builds.remember(None, ["EXTRA=2"])
     assert find_build(patches=fetched) == defined
     builds.remember(None, ["EXTRA=7"])
-    with pytest.raises(SherryError, match="run `sherry-gguf build -D EXTRA=7`"):
+    with refused("run `sherry-gguf build -D EXTRA=7`", BUILD):
         find_build(patches=fetched)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sherry_gguf.cli import main
-from sherry_gguf.llama_cpp import find_build, upstream, which_cli
+from sherry_gguf.commands import which
+from sherry_gguf.llama_cpp import find_build, upstream
 from sherry_gguf.llama_cpp.upstream import PatchSet
 
 
@@ -98,10 +99,10 @@ def test_an_error_of_the_system_is_one_line(
         (OSError("two\nlines"), "two lines"),
     ):
 
-        def run(args: object, error: OSError = error) -> int:
+        def execute(args: object, error: OSError = error) -> int:
             raise error
 
-        monkeypatch.setattr(which_cli, "run", run)
+        monkeypatch.setattr(which, "execute", execute)
         assert main(["which", "hello"]) == 1
         assert capsys.readouterr().err == f"sherry-gguf which: error: {said}\n"
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from refusals import refused
 
+from sherry_gguf.commands.ways_out import BUILD
 from sherry_gguf.errors import SherryError
 from sherry_gguf.llama_cpp import fetch
 from sherry_gguf.llama_cpp.upstream import PatchSet, Pin
@@ -91,7 +93,7 @@ def test_fetch_without_a_file_to_find_is_one_line(cache: Path, index: Path, patc
     ) as error:
         fetch.fetch(cache, patches.pin)
     assert "\n" not in str(error.value)
-    assert "--sdist FILE" in str(error.value)
+    assert "--sdist FILE" in error.value.worded(BUILD)
     assert not list(cache.glob("partial-*"))
 
 
@@ -105,7 +107,7 @@ def test_fetch_without_network(cache: Path, index: Path, patches: PatchSet, monk
 
 def test_fetch_without_pip_names_the_way_out(cache: Path, patches: PatchSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SherryError, match=f"{sys.executable} has no pip.*--sdist FILE"):
+    with refused(f"{sys.executable} has no pip.*--sdist FILE", BUILD):
         fetch.fetch(cache, patches.pin)
 
 

@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 
+from sherry_gguf.commands.ways_out import BUILD
 from sherry_gguf.errors import SherryError
 from sherry_gguf.llama_cpp import patching
 from sherry_gguf.llama_cpp.upstream import PatchSet
@@ -46,10 +47,10 @@ def test_a_failing_hunk_names_patch_place_and_way_out(tiny: ModuleType, tmp_path
     tree = tiny.write_tree(tmp_path / "a", tiny.TREE | {"src/tiny.c": tiny.TREE["src/tiny.c"].replace("1 +", "2 +")})
     with pytest.raises(SherryError) as error:
         patching.apply(patches, tree, "/home/me/llama.cpp", strict=False)
-    assert str(error.value) == (
+    assert error.value.worded(BUILD) == (
         "0001-forty.patch does not apply to /home/me/llama.cpp: the hunk at src/tiny.c:2 does not fit; the series is "
-        "made for the llama.cpp of tiny-cpp 1.0: build that (without --source), or fit the hunk in "
-        f"{patches.series[0]} to your tree"
+        f"made for the llama.cpp of tiny-cpp 1.0: fit the hunk in {patches.series[0]} to your tree, or take that one; "
+        "`sherry-gguf build` goes back to the pin"
     )
 
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from reading import tensors_of
 
-from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.checkpoint import Checkpoint, Source
 from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.errors import SherryError
-from sherry_gguf.parity import measure, reference
-from sherry_gguf.parity.compare import Source, parity
-from sherry_gguf.parity.report import Limits
+from sherry_gguf.parity import reference, scoring
+from sherry_gguf.parity.compare import parity
+from sherry_gguf.parity.findings import Limits
 from sherry_gguf.parity.runtime import open_logits
-from sherry_gguf.reader import open_gguf
 
 CONTEXT, FIRST, CHUNKS = 128, 64, 4
 MODELS = [(family, grid) for family in ("HunYuanDenseV1", "HYV4") for grid in ("SHERRY", "STQ1_0")]
@@ -64,7 +64,7 @@ def chunks(published_checkpoint, heldout_text):
     tokens = reference.tokenize(
         Checkpoint(published_checkpoint("HYV4", "SHERRY")), heldout_text.read_text(encoding="utf-8")
     )
-    return measure.cut(tokens.tokens, CONTEXT, tokens.bos, CHUNKS)
+    return scoring.cut(tokens.tokens, CONTEXT, tokens.bos, CHUNKS)
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def test_latent_attention_can_be_sherry_too(pinned_gguf, published_checkpoint, t
     model, file = published_checkpoint("HYV4", "SHERRY"), tmp_path / "model.gguf"
     names = r"\.(\w+_a_proj(_with_mqa)?|\w+_b_proj|linear_gate|o_proj|\w*(gate|up|down)_proj)(\.weight)?$"
     with pytest.raises(SherryError, match=r"attn_k_b\.weight: rows of 64 weights are no multiple of 128"):
-        convert(model, file, sherry_layers=names)
-    report = convert(model, file, sherry_layers=names, types=TypeChoice(overrides=(("attn_k_b", "f16"),)))
+        convert(Source(model, sherry_layers=names), file)
+    report = convert(Source(model, sherry_layers=names), file, types=TypeChoice(overrides=(("attn_k_b", "f16"),)))
     kinds = {tensor.name: tensor.type_name for tensor in report.tensors if tensor.name.startswith("blk.2.attn")}
     assert {name.split(".")[2] for name, kind in kinds.items() if kind == "SHERRY"} == {
         *("attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_v_b", "attn_gate", "attn_output")
@@ -142,7 +142,7 @@ def test_every_expert_is_read_from_its_own_place(grid, options, converted, logit
     """Without the weights of any one expert of any layer the logits are others: all are used, at every offset."""
     file = converted("HYV4", grid).outfile
     whole = logits(file, *options)
-    stacked = [t for t in open_gguf(file).tensors if t.name.endswith("ffn_down_exps.weight")]
+    stacked = [t for name, t in tensors_of(file).items() if name.endswith("ffn_down_exps.weight")]
     assert len(stacked) == 2
     for tensor in stacked:
         n_experts = int(tensor.shape[2])
@@ -181,7 +181,7 @@ def test_hy_v4_is_what_pytorch_computes(grid, published_checkpoint, for_transfor
     in_torch = reference.load(model, make_plan(model), fp16_scales=True, threads=1)
     expected = np.concatenate([in_torch(chunk)[FIRST:] for chunk in chunks])
 
-    meter = measure.Meter()
+    meter = scoring.Meter()
     meter.add(expected, logits(twin("HYV4", grid), "--kv-f32"), expected.argmax(axis=1))
     assert meter.result().kld_mean < 1e-9
     assert meter.result().same_top1 == 1

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pytest
 
 from sherry_gguf import llama_cpp
-from sherry_gguf.format import BLOCK, BLOCK_BYTES, GROUP, TYPE_ID
+from sherry_gguf.formats.groups import GROUP
+from sherry_gguf.formats.sherry import SHERRY
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -32,20 +33,20 @@ class Kind:
     order: npt.NDArray[np.int64]  # [128]: byte i of a block of activations is activation order[i]
 
 
-_plane, _place = np.divmod(np.arange(BLOCK), BLOCK // GROUP)
+_plane, _place = np.divmod(np.arange(SHERRY.block), SHERRY.block // GROUP)
 _group = _place % 16 * 2 + _place // 16  # of half a block of STQ1_0: the even ones, then the odd ones
 
-SHERRY = Kind("sherry", "sherry", TYPE_ID, BLOCK, BLOCK_BYTES, 4 * _place + _plane)
+SHERRY = Kind("sherry", "sherry", SHERRY.type_id, SHERRY.block, SHERRY.block_bytes, 4 * _place + _plane)
 STQ1_0 = Kind("stq1_0", "stq1", 43, 256, 42, _group // 16 * 64 + _group % 16 + 16 * _plane)
 
 # block_q8_sherry of ggml-sherry.h
-ACTIVATIONS = np.dtype([("d", np.float32), ("sum", np.int32), ("qs", np.int8, BLOCK)])
+ACTIVATIONS = np.dtype([("d", np.float32), ("sum", np.int32), ("qs", np.int8, SHERRY.block)])
 
 Kernel = Literal["generic", "avx2", "neon"]
 
 TILE_KERNELS = ("generic", "avx2", "avx512", "neon")
 TILE_ROWS = 32
-TILE_BYTES = TILE_ROWS * BLOCK_BYTES
+TILE_BYTES = TILE_ROWS * SHERRY.block_bytes
 
 GGML_TYPE_F32 = 0
 GGML_TYPE_I32 = 26
@@ -123,7 +124,7 @@ class Ggml:
         name = f"quantize_row_q8_{kind.name}"
         generic = kernel == "generic"
         function = getattr(self.base, f"{name}_ref") if generic else getattr(self.cpu, f"{name}_{kernel}")
-        out = np.zeros(x.size // BLOCK, dtype=ACTIVATIONS)
+        out = np.zeros(x.size // SHERRY.block, dtype=ACTIVATIONS)
         function(pointer(x), pointer(out), ctypes.c_int64(x.size))
         return out
 
@@ -139,7 +140,7 @@ class Ggml:
     @staticmethod
     def unpack_activations(x: npt.NDArray[np.void], kind: Kind = SHERRY) -> npt.NDArray[np.int8]:
         """ACTIVATIONS[n] -> int8[n, 128] in the order of the weights, without their scale."""
-        lanes = np.empty((x.size, BLOCK), np.int8)
+        lanes = np.empty((x.size, SHERRY.block), np.int8)
         lanes[:, kind.order] = x["qs"]
         return lanes
 
@@ -149,14 +150,14 @@ class Ggml:
         """One row of blocks and its activations -> int32[k/128], the sums inside vec_dot."""
         out = np.empty(x.size, dtype=np.int32)
         function = getattr(self.cpu, f"ggml_{kind.prefix}_isums_{kernel}")
-        function(x.size * BLOCK, pointer(out), pointer(row), pointer(x))
+        function(x.size * SHERRY.block, pointer(out), pointer(row), pointer(x))
         return out
 
     def vec_dot(self, kernel: Kernel, row: U8, x: npt.NDArray[np.void], kind: Kind = SHERRY) -> float:
         out = np.empty(1, dtype=np.float32)
         zero = ctypes.c_size_t(0)
         function = getattr(self.cpu, f"ggml_vec_dot_{kind.name}_q8_{kind.name}_{kernel}")
-        function(x.size * BLOCK, pointer(out), zero, pointer(row), zero, pointer(x), zero, 1)
+        function(x.size * SHERRY.block, pointer(out), zero, pointer(row), zero, pointer(x), zero, 1)
         return float(out[0])
 
     def compute(

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sherry_gguf import blocks
-from sherry_gguf.format import BLOCK, CODES
+from sherry_gguf.formats import sherry
+from sherry_gguf.formats.groups import CODES
+from sherry_gguf.formats.sherry import SHERRY
 
 pytestmark = pytest.mark.runtime
 
@@ -26,19 +27,19 @@ def random_blocks(*shape: int) -> npt.NDArray[np.uint8]:
     rng = np.random.default_rng(sum(shape))
     rows, k = int(np.prod(shape[:-1])), shape[-1]
     codes = rng.integers(0, CODES, (rows, k // 4), dtype=np.uint8)
-    packed = blocks.pack(codes, rng.uniform(0.01, 1, (rows, k // BLOCK)).astype(np.float32))
+    packed = sherry.BLOCKS.pack(codes, rng.uniform(0.01, 1, (rows, k // SHERRY.block)).astype(np.float32))
     return packed.reshape(*shape[:-1], -1)
 
 
 def dequantize(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    flat = blocks.dequantize(packed.reshape(-1, packed.shape[-1])).astype(np.float64)
+    flat = sherry.SHERRY.dequantize(packed.reshape(-1, packed.shape[-1])).astype(np.float64)
     return flat.reshape(*packed.shape[:-1], -1)
 
 
 def assert_product(result: npt.NDArray[np.float32], w: npt.NDArray[np.float64], x: npt.NDArray[np.float64]) -> None:
     """result[..., rows] of w[..., rows, k] and x[..., k]."""
     expected = np.einsum("...rk,...k->...r", w, x)
-    tolerance = (4 + w.shape[-1] / BLOCK) * 2.0**-24 * np.einsum("...rk,...k->...r", np.abs(w), np.abs(x))
+    tolerance = (4 + w.shape[-1] / SHERRY.block) * 2.0**-24 * np.einsum("...rk,...k->...r", np.abs(w), np.abs(x))
     assert (np.abs(result.reshape(expected.shape) - expected) <= tolerance).all()
 
 
@@ -127,10 +128,10 @@ def test_get_rows(ggml: Any) -> None:
     packed = random_blocks(50, 640)
     rows = np.array([49, 0, 7, 7, 23], dtype=np.int32)
     result = ggml.compute("get_rows", packed, rows)
-    np.testing.assert_array_equal(result.reshape(5, 640), blocks.dequantize(packed)[rows])
+    np.testing.assert_array_equal(result.reshape(5, 640), sherry.SHERRY.dequantize(packed)[rows])
 
 
 def test_out_prod(ggml: Any) -> None:
     packed = random_blocks(8, 256)
     same = ggml.compute("out_prod", packed, np.eye(8, dtype=np.float32))
-    np.testing.assert_array_equal(same.reshape(8, 256), blocks.dequantize(packed))
+    np.testing.assert_array_equal(same.reshape(8, 256), sherry.SHERRY.dequantize(packed))

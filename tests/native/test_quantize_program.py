@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sherry_gguf import blocks, llama_cpp
-from sherry_gguf.format import FILE_TYPE, TYPE_ID, VERSION, VERSION_KEY
+from sherry_gguf import llama_cpp
+from sherry_gguf.formats.sherry import SHERRY
+from sherry_gguf.formats.table import VERSION, VERSION_KEY
 
 pytestmark = pytest.mark.runtime
 
@@ -37,8 +38,10 @@ def write_f32(
     for tensor in reader.tensors:
         values = (replace or {}).get(tensor.name)
         if values is None:
-            sherry = tensor.tensor_type == TYPE_ID
-            values = blocks.dequantize(tensor.data) if sherry else gguf.dequantize(tensor.data, tensor.tensor_type)
+            sherry = tensor.tensor_type == SHERRY.type_id
+            values = (
+                sherry.SHERRY.dequantize(tensor.data) if sherry else gguf.dequantize(tensor.data, tensor.tensor_type)
+            )
         writer.add_tensor(tensor.name, np.ascontiguousarray(values, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -79,7 +82,7 @@ def test_weights_on_the_grid_come_back(
     expected = tensors(pinned_gguf, sherry_gguf_file)
     flags: list[Path | str] = []
     if importance:
-        sizes = {name: int(t.shape[0]) for name, t in expected.items() if t.tensor_type == TYPE_ID}
+        sizes = {name: int(t.shape[0]) for name, t in expected.items() if t.tensor_type == SHERRY.type_id}
         flags = ["--imatrix", write_imatrix(tmp_path / "imatrix.dat", sizes)]
     done = quantize(runtime, *flags, f32_file, tmp_path / "out.gguf", "SHERRY")
     assert done.returncode == 0, done.stderr
@@ -87,13 +90,13 @@ def test_weights_on_the_grid_come_back(
 
     made = tensors(pinned_gguf, tmp_path / "out.gguf")
     assert {name: t.tensor_type for name, t in made.items()} == {name: t.tensor_type for name, t in expected.items()}
-    sherry = [name for name, t in made.items() if t.tensor_type == TYPE_ID]
+    sherry = [name for name, t in made.items() if t.tensor_type == SHERRY.type_id]
     assert len(sherry) == 7 * 6
     for name in sherry:
         np.testing.assert_array_equal(made[name].data, expected[name].data, err_msg=name)
     reader = pinned_gguf.GGUFReader(tmp_path / "out.gguf")
     assert reader.get_field(VERSION_KEY).contents() == VERSION
-    assert reader.get_field("general.file_type").contents() == FILE_TYPE
+    assert reader.get_field("general.file_type").contents() == SHERRY.file_type
 
 
 def test_back_to_float(
@@ -116,7 +119,7 @@ def test_types_asked_for_win(runtime: llama_cpp.Build, pinned_gguf: Any, f32_fil
     assert done.returncode == 0, done.stderr
     made = tensors(pinned_gguf, tmp_path / "out.gguf")
     assert made["token_embd.weight"].tensor_type.name == "Q4_0"
-    assert made["blk.0.ffn_down.weight"].tensor_type == TYPE_ID
+    assert made["blk.0.ffn_down.weight"].tensor_type == SHERRY.type_id
     assert made["blk.0.ffn_up.weight"].tensor_type.name == "Q8_0"
     assert pinned_gguf.GGUFReader(tmp_path / "out.gguf").get_field(VERSION_KEY).contents() == VERSION
 
@@ -205,7 +208,7 @@ def test_a_type_that_is_not_known_is_refused_in_words(
     name = b"blk.0.attn_q.weight"
     data = bytearray(sherry_gguf_file.read_bytes())
     field = data.index(name) + len(name) + 4 + 2 * 8  # after the number of dimensions and two of them
-    assert struct.unpack_from("<i", data, field) == (TYPE_ID,)
+    assert struct.unpack_from("<i", data, field) == (SHERRY.type_id,)
     struct.pack_into("<i", data, field, type_id)
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(data)

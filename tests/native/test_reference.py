@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sherry_gguf import blocks
-from sherry_gguf.format import BLOCK, BLOCK_BYTES, CODES, PATTERNS, TYPE_ID
-from sherry_gguf.quantize import quantize
+from sherry_gguf.formats import sherry
+from sherry_gguf.formats.groups import CODES, PATTERNS
+from sherry_gguf.formats.sherry import SHERRY
+from sherry_gguf.weights.quantize import expand, quantize
 
 pytestmark = pytest.mark.runtime
 
@@ -21,16 +22,16 @@ D = slice(20, 22)
 
 def oracle(weights: F32) -> npt.NDArray[np.uint8]:
     quantized = quantize(weights, ties="first")
-    return blocks.pack(quantized.codes, quantized.scales)
+    return sherry.BLOCKS.pack(quantized.codes, quantized.scales)
 
 
 def on_grid(rows: int, k: int, seed: int = 0) -> F32:
     """Random codes and random fp16 scales, the smallest subnormal and the largest number among them."""
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, CODES, (rows, k // 4), dtype=np.uint8)
-    scales = rng.uniform(1e-3, 1, (rows, k // BLOCK)).astype(np.float16).astype(np.float32)
+    scales = rng.uniform(1e-3, 1, (rows, k // SHERRY.block)).astype(np.float16).astype(np.float32)
     scales[0, 0], scales[-1, -1] = 2.0**-24, 65504
-    return blocks.expand(codes, scales)
+    return expand(codes, scales)
 
 
 def test_golden_bytes(ggml: Any) -> None:
@@ -51,11 +52,13 @@ def test_quantize_equals_the_oracle(ggml: Any, k: int) -> None:
     weights = (rng.standard_normal((9, k)) * 0.02).astype(np.float32)
     weights[1] = np.where(weights[1] < 0, -0.5, 0.5)  # every group tied four ways
     weights[2] = np.round(weights[2] * 100) / 100 + np.float32(0.005)  # many ties
-    weights[3, :BLOCK] = 0
+    weights[3, : SHERRY.block] = 0
     weights[4] *= np.float32(1e-36)  # subnormal floats: the scale rounds to 0
     weights[5, ::4] = -0.0
     bad_scale = weights[4:5]
-    np.testing.assert_array_equal(ggml.quantize(bad_scale), np.zeros((1, k // BLOCK * BLOCK_BYTES), np.uint8))
+    np.testing.assert_array_equal(
+        ggml.quantize(bad_scale), np.zeros((1, k // SHERRY.block * SHERRY.block_bytes), np.uint8)
+    )
     good = np.delete(weights, 4, axis=0)
     np.testing.assert_array_equal(ggml.quantize(good), oracle(good))
 
@@ -66,23 +69,23 @@ def test_quantize_rounds_scales_as_the_oracle_does(ggml: Any) -> None:
     halves = np.arange(1, 4000, dtype=np.uint16).view(np.float16).astype(np.float32)[:, None]
     halfway = (halves[1:] + halves[:-1]) / 2
     for magnitudes in (scales, halfway):
-        weights = blocks.expand(np.zeros((len(magnitudes), 32), np.uint8), magnitudes)
+        weights = expand(np.zeros((len(magnitudes), 32), np.uint8), magnitudes)
         np.testing.assert_array_equal(ggml.quantize(weights), oracle(weights))
 
 
 @pytest.mark.parametrize("k", [128, 384, 4224])
 def test_dequantize_equals_the_oracle(ggml: Any, k: int) -> None:
     rng = np.random.default_rng(k)
-    data = rng.integers(0, 256, (7, k // BLOCK, BLOCK_BYTES), dtype=np.uint8)
-    data[..., D] = rng.integers(0, 0x7C00, (7, k // BLOCK), dtype=np.uint16).view(np.uint8).reshape(7, -1, 2)
+    data = rng.integers(0, 256, (7, k // SHERRY.block, SHERRY.block_bytes), dtype=np.uint8)
+    data[..., D] = rng.integers(0, 0x7C00, (7, k // SHERRY.block), dtype=np.uint16).view(np.uint8).reshape(7, -1, 2)
     data = data.reshape(7, -1)
-    np.testing.assert_array_equal(ggml.dequantize(data).view(np.uint32), blocks.dequantize(data).view(np.uint32))
+    np.testing.assert_array_equal(ggml.dequantize(data).view(np.uint32), sherry.SHERRY.dequantize(data).view(np.uint32))
 
 
 def test_every_code_in_every_position(ggml: Any) -> None:
     codes = np.add.outer(np.arange(CODES), np.arange(32)).astype(np.uint8) % CODES
-    data = blocks.pack(codes, np.ones((CODES, 1), np.float32))
-    expected = PATTERNS[codes].reshape(CODES, BLOCK).astype(np.float32)
+    data = sherry.BLOCKS.pack(codes, np.ones((CODES, 1), np.float32))
+    expected = PATTERNS[codes].reshape(CODES, SHERRY.block).astype(np.float32)
     np.testing.assert_array_equal(ggml.dequantize(data), expected)
     np.testing.assert_array_equal(ggml.quantize(expected), data)
 
@@ -99,14 +102,14 @@ def test_weights_on_the_grid_stay_as_they_are(ggml: Any, importance: str) -> Non
     }[importance]
     data = ggml.quantize(weights, m)
     np.testing.assert_array_equal(ggml.dequantize(data), weights)
-    np.testing.assert_array_equal(data, blocks.pack_exact(weights))
+    np.testing.assert_array_equal(data, sherry.SHERRY.pack(weights))
 
 
 def test_a_scale_that_is_no_fp16_number_keeps_its_codes(ggml: Any) -> None:
     codes = np.random.default_rng(2).integers(0, CODES, (4, 96), dtype=np.uint8)
     scales = np.full((4, 3), 0.1, np.float32)
-    data = ggml.quantize(blocks.expand(codes, scales), np.ones(384, np.float32))
-    np.testing.assert_array_equal(data, blocks.pack(codes, scales))
+    data = ggml.quantize(expand(codes, scales), np.ones(384, np.float32))
+    np.testing.assert_array_equal(data, sherry.BLOCKS.pack(codes, scales))
 
 
 def test_importance_lowers_the_weighted_error(ggml: Any) -> None:
@@ -116,7 +119,7 @@ def test_importance_lowers_the_weighted_error(ggml: Any) -> None:
 
     def error(importance: F32 | None) -> npt.NDArray[np.float64]:
         difference = weights.astype(np.float64) - ggml.dequantize(ggml.quantize(weights, importance))
-        per_block: npt.NDArray[np.float64] = (m * difference**2).reshape(-1, BLOCK).sum(axis=1)
+        per_block: npt.NDArray[np.float64] = (m * difference**2).reshape(-1, SHERRY.block).sum(axis=1)
         return per_block
 
     plain, fitted = error(None), error(m)
@@ -130,9 +133,9 @@ def test_importance_of_zero_is_the_trainers_rule(ggml: Any) -> None:
 
 
 def test_important_weights_too_small_for_fp16_do_not_erase_the_others(ggml: Any) -> None:
-    weights = np.random.default_rng(5).standard_normal((1, BLOCK)).astype(np.float32)
+    weights = np.random.default_rng(5).standard_normal((1, SHERRY.block)).astype(np.float32)
     weights[0, :4] = 1e-9, -2e-9, 3e-9, 4e-9
-    only_these = np.zeros(BLOCK, np.float32)
+    only_these = np.zeros(SHERRY.block, np.float32)
     only_these[:4] = 1
     np.testing.assert_array_equal(ggml.quantize(weights, only_these), oracle(weights))
 
@@ -155,7 +158,7 @@ def test_what_does_not_fit_never_becomes_a_weight(ggml: Any, value: float, posit
     weights[0, 128 + position] = value
     for m in (None, np.ones(256, np.float32)):
         data = ggml.quantize(weights, m)
-        assert not ggml.is_valid(TYPE_ID, data)
+        assert not ggml.is_valid(SHERRY.type_id, data)
         assert not np.isfinite(data[0, 22:][D].copy().view(np.float16)[0])
 
 
@@ -165,7 +168,7 @@ def test_what_does_not_fit_never_becomes_a_weight(ggml: Any, value: float, posit
 )
 def test_validation(ggml: Any, d: int, valid: bool) -> None:
     data = oracle(on_grid(1, 384))
-    assert ggml.is_valid(TYPE_ID, data)
+    assert ggml.is_valid(SHERRY.type_id, data)
     data[0, 22:44][D] = d & 0xFF, d >> 8
-    assert ggml.is_valid(TYPE_ID, data) is valid
-    assert not ggml.is_valid(TYPE_ID, data[:, :-1].copy())
+    assert ggml.is_valid(SHERRY.type_id, data) is valid
+    assert not ggml.is_valid(SHERRY.type_id, data[:, :-1].copy())

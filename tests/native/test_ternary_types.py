@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-
 from sherry_gguf.exact import BY_NAME, ExactType
 
 pytestmark = pytest.mark.runtime
@@ -26,7 +25,7 @@ def kind(request: pytest.FixtureRequest) -> ExactType:
 @pytest.fixture
 def quantize(pinned_gguf: Any) -> Callable[[ExactType, F32], U8]:
     """As the converter does it."""
-    from sherry_gguf.gguf_types import use_exact_q4_0
+    from sherry_gguf.formats.registration import use_exact_q4_0
 
     use_exact_q4_0()
     return lambda kind, weights: pinned_gguf.quants.quantize(weights, pinned_gguf.GGMLQuantizationType[kind.name])

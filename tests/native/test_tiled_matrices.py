@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sherry_gguf import blocks
-from sherry_gguf.format import BLOCK, BLOCK_BYTES, CODES, GROUP, PATTERNS
+from sherry_gguf.formats import sherry
+from sherry_gguf.formats.groups import CODES, GROUP, PATTERNS
+from sherry_gguf.formats.sherry import SHERRY
 
 pytestmark = pytest.mark.runtime
 
@@ -21,14 +22,14 @@ def random_matrices(*shape: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.
     """shape [..., k] -> blocks of scale 1 uint8[..., k/128*22] and the weights."""
     rows, k = int(np.prod(shape[:-1])), shape[-1]
     codes = np.random.default_rng(sum(shape)).integers(0, CODES, (rows, k // GROUP), dtype=np.uint8)
-    packed = blocks.pack(codes, np.ones((rows, k // BLOCK), np.float32))
+    packed = sherry.BLOCKS.pack(codes, np.ones((rows, k // SHERRY.block), np.float32))
     return packed.reshape(*shape[:-1], -1), PATTERNS[codes].astype(np.int64).reshape(shape)
 
 
 def random_integers(*shape: int) -> npt.NDArray[np.int64]:
     """Activations that are quantized to themselves: the largest of each block is 127, its scale 1."""
     x = np.random.default_rng(sum(shape)).integers(-127, 128, shape)
-    x[..., ::BLOCK] = 127
+    x[..., :: SHERRY.block] = 127
     return x
 
 
@@ -36,8 +37,8 @@ def random_integers(*shape: int) -> npt.NDArray[np.int64]:
 @pytest.mark.parametrize("n", [1, 20])
 @pytest.mark.parametrize("rows", [33, 95, 161])  # times 22 bytes: the next matrix is not even aligned to 4
 def test_matrices_begin_anywhere(ggml: Any, rows: int, n: int, threads: int) -> None:
-    packed, weights = random_matrices(3, rows, BLOCK)
-    x = random_integers(3, n, BLOCK)
+    packed, weights = random_matrices(3, rows, SHERRY.block)
+    x = random_integers(3, n, SHERRY.block)
     result = ggml.compute("mul_mat", packed, x.astype(np.float32), tiles=True, threads=threads)
     np.testing.assert_array_equal(result, np.einsum("mrk,mnk->mnr", weights, x).reshape(-1))
 
@@ -49,8 +50,8 @@ def test_matrices_begin_anywhere(ggml: Any, rows: int, n: int, threads: int) -> 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("n", [3, 20])
 def test_what_is_not_finite_stays_in_its_token(ggml: Any, n: int, bad: float) -> None:
-    packed, weights = random_matrices(70, 3 * BLOCK)
-    integers = random_integers(n, 3 * BLOCK)
+    packed, weights = random_matrices(70, 3 * SHERRY.block)
+    integers = random_integers(n, 3 * SHERRY.block)
     x = integers.astype(np.float32)
     x[1, 200] = bad
     expected = (integers @ weights.T).astype(np.float64)
@@ -93,7 +94,7 @@ def graph(ggml: Any, *shape: int) -> Iterator[Graph]:
     class Parameters(ctypes.Structure):
         _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
 
-    with ggml.tiled((*shape[:-1], shape[-1] // BLOCK * BLOCK_BYTES)) as weights:
+    with ggml.tiled((*shape[:-1], shape[-1] // SHERRY.block * SHERRY.block_bytes)) as weights:
         ggml.base.ggml_init.restype = ctypes.c_void_p
         context = ctypes.c_void_p(ggml.base.ggml_init(Parameters(1 << 20, None, True)))
         try:
@@ -116,7 +117,7 @@ def test_other_activations_are_not_supported(ggml: Any) -> None:
 def test_a_view_is_not_supported(ggml: Any) -> None:
     """It could begin inside a tile."""
     with graph(ggml, 64, 256) as g:
-        sizes = ctypes.c_int64(256), ctypes.c_int64(8), ctypes.c_size_t(2 * BLOCK_BYTES), ctypes.c_size_t(0)
+        sizes = ctypes.c_int64(256), ctypes.c_int64(8), ctypes.c_size_t(2 * SHERRY.block_bytes), ctypes.c_size_t(0)
         view = g.operator("view_2d", g.weights, *sizes)
         assert ggml.base.ggml_backend_view_init(view) == 0
         assert not g.is_supported(g.operator("mul_mat", view, g.tensor(F32, 256, 5)))

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sherry_gguf import blocks
-from sherry_gguf.format import BLOCK, BLOCK_BYTES, CODES, PATTERNS
+from sherry_gguf.formats import sherry
+from sherry_gguf.formats.groups import CODES, PATTERNS
+from sherry_gguf.formats.sherry import SHERRY
 
 pytestmark = pytest.mark.runtime
 
@@ -18,7 +19,7 @@ U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
 TILE_ROWS = 32
-TILE_BYTES = TILE_ROWS * BLOCK_BYTES
+TILE_BYTES = TILE_ROWS * SHERRY.block_bytes
 GROUPS = 32
 
 
@@ -31,15 +32,15 @@ def aligned(size: int, offset: int = 0) -> U8:
 
 def random_rows(rows: int, n_blocks: int, seed: int = 0) -> U8:
     """Any bytes: every code, and any bits as scales."""
-    return np.random.default_rng(seed).integers(0, 256, (rows, n_blocks * BLOCK_BYTES), dtype=np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, (rows, n_blocks * SHERRY.block_bytes), dtype=np.uint8)
 
 
 def pack(kernel: Any, rows: U8, offset: int = 0) -> U8:
     """uint8[32*tiles, row_bytes] -> tiles, one after the other"""
-    n_blocks = rows.shape[1] // BLOCK_BYTES
+    n_blocks = rows.shape[1] // SHERRY.block_bytes
     out = aligned(rows.size, offset)
     for i in range(rows.size // TILE_BYTES):
-        first = rows[i // n_blocks * TILE_ROWS :, i % n_blocks * BLOCK_BYTES :]
+        first = rows[i // n_blocks * TILE_ROWS :, i % n_blocks * SHERRY.block_bytes :]
         kernel.pack(first.ctypes.data, n_blocks, out[i * TILE_BYTES :].ctypes.data)
     return out
 
@@ -54,7 +55,7 @@ class Product:
     def __init__(self, kernel: Any, rows: U8, activations: npt.NDArray[np.void], offset: int = 0) -> None:
         """activations: ACTIVATIONS[tokens, blocks]"""
         self.kernel, self.tiles = kernel, pack(kernel, rows, offset)
-        self.n_tiles, self.n_blocks = len(rows) // TILE_ROWS, rows.shape[1] // BLOCK_BYTES
+        self.n_tiles, self.n_blocks = len(rows) // TILE_ROWS, rows.shape[1] // SHERRY.block_bytes
         self.d = np.ascontiguousarray(activations["d"])
         self.tables = [aligned(self.n_blocks * kernel.table_bytes) for _ in activations]
         for token, tables in zip(activations, self.tables, strict=True):
@@ -90,7 +91,7 @@ def test_unpacking_gives_the_rows_back(tile_kernel: Any, n_blocks: int) -> None:
     tile = pack(tile_kernel, rows)
     back = np.zeros_like(rows)
     for i in range(n_blocks):
-        place = back[:, i * BLOCK_BYTES :]
+        place = back[:, i * SHERRY.block_bytes :]
         tile_kernel.unpack(tile[i * TILE_BYTES :].ctypes.data, place.ctypes.data, n_blocks)
     np.testing.assert_array_equal(back, rows)
 
@@ -98,10 +99,10 @@ def test_unpacking_gives_the_rows_back(tile_kernel: Any, n_blocks: int) -> None:
 @pytest.mark.parametrize("extreme", [-127, -1, 0, 1, 127])
 def test_every_code_in_every_group(ggml: Any, tile_kernel: Any, extreme: int) -> None:
     codes = np.add.outer(np.arange(CODES), np.arange(GROUPS)).astype(np.uint8) % CODES  # row r, group g: r + g
-    rows = blocks.pack(codes, np.ones((CODES, 1), np.float32))
-    weights = PATTERNS[codes].reshape(CODES, BLOCK).astype(np.int64)
+    rows = sherry.BLOCKS.pack(codes, np.ones((CODES, 1), np.float32))
+    weights = PATTERNS[codes].reshape(CODES, SHERRY.block).astype(np.int64)
     matching = (weights * extreme).astype(np.int8)  # with these a row has the largest sum there is: 96*127
-    for lanes in (*np.split(matching, 8), np.full((1, BLOCK), extreme, np.int8)):
+    for lanes in (*np.split(matching, 8), np.full((1, SHERRY.block), extreme, np.int8)):
         x = ggml.pack_activations(lanes)[:, None]
         np.testing.assert_array_equal(Product(tile_kernel, rows, x).result(), lanes.astype(np.int64) @ weights.T)
 
@@ -113,9 +114,9 @@ def test_sums_are_exact(ggml: Any, tile_kernel: Any, n_blocks: int, tokens: int,
     assert tiles <= tile_kernel.max_tiles
     rng = np.random.default_rng(n_blocks)
     codes = rng.integers(0, CODES, (TILE_ROWS * tiles, n_blocks * GROUPS), dtype=np.uint8)
-    rows = blocks.pack(codes, np.ones((len(codes), n_blocks), np.float32))
-    lanes = rng.integers(-127, 128, (tokens, n_blocks * BLOCK)).astype(np.int8)
-    x = ggml.pack_activations(lanes.reshape(-1, BLOCK)).reshape(tokens, n_blocks)
+    rows = sherry.BLOCKS.pack(codes, np.ones((len(codes), n_blocks), np.float32))
+    lanes = rng.integers(-127, 128, (tokens, n_blocks * SHERRY.block)).astype(np.int8)
+    x = ggml.pack_activations(lanes.reshape(-1, SHERRY.block)).reshape(tokens, n_blocks)
     expected = lanes.astype(np.int64) @ PATTERNS[codes].reshape(len(codes), -1).astype(np.int64).T
     product = Product(tile_kernel, rows, x, offset=32)  # memory that is aligned as ggml's is
     np.testing.assert_array_equal(product.result(), expected)
@@ -132,10 +133,10 @@ def test_sums_are_exact(ggml: Any, tile_kernel: Any, n_blocks: int, tokens: int,
 def test_scales(ggml: Any, tile_kernel: Any) -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, CODES, (TILE_ROWS, 5 * GROUPS), dtype=np.uint8)
-    rows = blocks.pack(codes, rng.uniform(0.01, 1, (TILE_ROWS, 5)).astype(np.float32))
-    x = ggml.activations("generic", (rng.standard_normal(5 * BLOCK) * 5).astype(np.float32))[None]
+    rows = sherry.BLOCKS.pack(codes, rng.uniform(0.01, 1, (TILE_ROWS, 5)).astype(np.float32))
+    x = ggml.activations("generic", (rng.standard_normal(5 * SHERRY.block) * 5).astype(np.float32))[None]
     values = (ggml.unpack_activations(x[0]) * x["d"][0].astype(np.float64)[:, None]).reshape(-1)
-    terms = blocks.dequantize(rows).astype(np.float64) * values
+    terms = sherry.SHERRY.dequantize(rows).astype(np.float64) * values
     # float32: two roundings in a block's product, one in each addition, of partial sums not above the sum of magnitudes
     tolerance = (2 + 5) * 2.0**-24 * np.abs(terms).sum(axis=1)
     assert (np.abs(Product(tile_kernel, rows, x).result()[0] - terms.sum(axis=1)) <= tolerance).all()
@@ -156,7 +157,7 @@ def test_a_tensor_is_read_as_it_was_written(ggml: Any, shape: tuple[int, ...]) -
 def test_a_tensor_is_read_and_written_in_pieces(ggml: Any, shape: tuple[int, ...]) -> None:
     data = random_rows(int(np.prod(shape)), 3).reshape(-1)
     rng = np.random.default_rng(0)
-    with ggml.tiled((*shape, 3 * BLOCK_BYTES)) as tensor:
+    with ggml.tiled((*shape, 3 * SHERRY.block_bytes)) as tensor:
         tensor.set(0, np.zeros_like(data))
         cuts = np.unique([0, data.size, *rng.integers(0, data.size, 20)])
         for begin, end in rng.permutation(np.stack([cuts[:-1], cuts[1:]], axis=1)):

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sherry_gguf import blocks, llama_cpp
-from sherry_gguf.format import BLOCK, CODES, GROUP, PATTERNS
+from sherry_gguf import llama_cpp
+from sherry_gguf.formats import sherry
+from sherry_gguf.formats.groups import CODES, GROUP, PATTERNS
+from sherry_gguf.formats.sherry import SHERRY
 
 pytestmark = [
     pytest.mark.runtime,
@@ -107,11 +109,11 @@ def build() -> llama_cpp.Build:
 def problem() -> tuple[Any, list[Any], list[Any]]:
     """Blocks of weights, activations, and products: integers that come out exactly, as all scales are 1."""
     rng = np.random.default_rng(0)
-    codes = rng.integers(0, CODES, (300, 20 * BLOCK // GROUP), dtype=np.uint8)
-    weights = blocks.pack(codes, np.ones((300, 20), np.float32))
-    lanes = [rng.integers(-127, 128, (tokens, 20 * BLOCK)) for tokens in (1, 7, 20)]
+    codes = rng.integers(0, CODES, (300, 20 * SHERRY.block // GROUP), dtype=np.uint8)
+    weights = sherry.BLOCKS.pack(codes, np.ones((300, 20), np.float32))
+    lanes = [rng.integers(-127, 128, (tokens, 20 * SHERRY.block)) for tokens in (1, 7, 20)]
     for x in lanes:
-        x[:, ::BLOCK] = 127
+        x[:, :: SHERRY.block] = 127
     return weights, [x.astype(np.float32) for x in lanes], [x @ PATTERNS[codes].reshape(300, -1).T for x in lanes]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sherry_gguf.parity.measure import Divergence
-from sherry_gguf.parity.report import Limits, Report, Step, TokenCheck
-from sherry_gguf.weight_check import WeightCheck
+from sherry_gguf.parity.findings import Findings, Limits, Step, TokenCheck
+from sherry_gguf.parity.scoring import Divergence
+from sherry_gguf.weights.compare import WeightCheck
 
 DIVERGENCE = Divergence(
     positions=1020,
@@ -24,8 +24,8 @@ DIVERGENCE = Divergence(
 
 
 @pytest.fixture
-def good_report() -> Report:
-    return Report(
+def good_report() -> Findings:
+    return Findings(
         model="model",
         gguf="model.gguf",
         text="text",

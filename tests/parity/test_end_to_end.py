@@ -8,15 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
-from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.checkpoint import Checkpoint, Source
 from sherry_gguf.cli import run_command
 from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.errors import SherryError
-from sherry_gguf.parity import measure, reference
-from sherry_gguf.parity.compare import Source, parity
-from sherry_gguf.parity.report import Limits
+from sherry_gguf.parity import reference, scoring
+from sherry_gguf.parity.compare import parity
+from sherry_gguf.parity.findings import Limits
 from sherry_gguf.parity.runtime import open_logits
 
 pytestmark = pytest.mark.runtime
@@ -58,10 +59,10 @@ def test_weights_differ_by_the_rounding_of_scales_alone(runtime, pinned_gguf, ti
     twin = convert(tiny_checkpoint, tmp_path / "f32.gguf", types=TypeChoice(overrides=((".*", "f32"),))).outfile
     checkpoint = Checkpoint(tiny_checkpoint)
     tokens = reference.tokenize(checkpoint, heldout_text.read_text(encoding="utf-8"))
-    chunks = measure.cut(tokens.tokens, 512, tokens.bos, 4)
+    chunks = scoring.cut(tokens.tokens, 512, tokens.bos, 4)
     in_torch = reference.load(checkpoint, make_plan(checkpoint), fp16_scales=True)
     program = runtime.program("sherry-logits")
-    meter = measure.Meter()
+    meter = scoring.Meter()
     with open_logits(program, twin, 512, 256, threads=THREADS, options=["--kv-f32"]) as in_runtime:
         for chunk in chunks:
             meter.add(in_torch(chunk)[256:-1], in_runtime(chunk)[:-1], chunk[257:])
@@ -145,11 +146,11 @@ def test_exact_types_say_what_sherry_says(
     """
     checkpoint = Checkpoint(tiny_checkpoint)
     tokens = reference.tokenize(checkpoint, heldout_text.read_text(encoding="utf-8"))
-    chunks = measure.cut(tokens.tokens, 512, tokens.bos, 16)
+    chunks = scoring.cut(tokens.tokens, 512, tokens.bos, 16)
     program = runtime.program("sherry-logits")
     for outtype in ("q2_0", "q4_0"):
         gguf = convert(tiny_checkpoint, tmp_path / f"{outtype}.gguf", types=TypeChoice(outtype=outtype)).outfile
-        meter = measure.Meter()
+        meter = scoring.Meter()
         with (
             open_logits(program, sherry_gguf_file, 512, 256, threads=THREADS) as sherry,
             open_logits(program, gguf, 512, 256, threads=THREADS) as other,
@@ -174,8 +175,8 @@ def test_a_file_for_a_llama_cpp_without_the_patch(runtime, pinned_gguf, tiny_che
 def test_a_model_that_is_not_sherry(runtime, pinned_gguf, random_checkpoint, heldout_text, tmp_path):
     """The reference is the quantized model: the plain one is far from it."""
     model = random_checkpoint("Llama")
-    gguf = convert(model, tmp_path / "random.gguf", allow_lossy=True).outfile
-    with pytest.raises(SherryError, match="--allow-lossy"):
+    gguf = convert(Source(model, allow_lossy=True), tmp_path / "random.gguf").outfile
+    with refused("--allow-lossy"):
         random_parity(Source(model), gguf, heldout_text)
     report = random_parity(Source(model, allow_lossy=True), gguf, heldout_text)
     assert report.failures() == []

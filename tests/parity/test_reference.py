@@ -9,24 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from trainer import trained_forward
 from transformers import AutoModelForCausalLM
 
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.errors import SherryError
 from sherry_gguf.parity import reference
-
-
-def trained_forward(w, granularity):
-    """float32[rows, k] -> float64[rows, k], from the definition in docs/format.md with PyTorch's own top-k."""
-    rows, k = w.shape
-    kept = torch.zeros(rows, k // 4, 4, dtype=torch.float64)
-    kept.scatter_(-1, torch.topk(w.abs().reshape(rows, k // 4, 4), 3, dim=-1).indices, 1)
-    kept = kept.reshape(rows, k)
-    runs = {"per_group": (rows * k // 128, 128), "per_channel": (rows, k), "per_tensor": (1, rows * k)}[granularity]
-    sums = (w.double().abs() * kept).reshape(runs).sum(dim=1, keepdim=True)
-    alpha = (sums / (0.75 * runs[1])).expand(runs).reshape(rows, k)
-    return w.double().sign() * kept * alpha
 
 
 def with_granularity(source, target, granularity):
@@ -47,7 +36,8 @@ def test_layers_hold_the_trained_forward(tiny_checkpoint, tmp_path, granularity)
         if name not in plan.layers:
             assert torch.equal(found, stored), name
             continue
-        wanted = trained_forward(stored, granularity)
+        length = {"per_group": 128, "per_channel": stored.shape[1], "per_tensor": stored.numel()}[granularity]
+        wanted = trained_forward(stored, (stored.numel() // length, length))
         assert torch.equal(found.sign(), wanted.sign().float()), name
         # alpha is summed in float64 in another order, then rounded once to float32
         torch.testing.assert_close(found.double(), wanted, rtol=2.0**-23, atol=0)

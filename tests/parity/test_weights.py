@@ -6,12 +6,12 @@ import re
 import subprocess
 
 import pytest
+from reading import tensors_of
 
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.parity import weights
-from sherry_gguf.reader import open_gguf
 
 
 def types_of(gguf, model):
@@ -55,7 +55,7 @@ def test_other_types_that_are_exact_are_checked_and_kept(pinned_gguf, tiny_check
     right = weights.check(gguf, checkpoint, plan)
     assert (right.tensors, right.first_wrong) == (36, None)  # not the embedding, which is Q4_0
 
-    tensor = next(t for t in open_gguf(gguf).tensors if t.name == "blk.3.ffn_up.weight")
+    tensor = tensors_of(gguf)["blk.3.ffn_up.weight"]
     content = bytearray(gguf.read_bytes())
     content[tensor.data_offset + tensor.data.shape[1] * 5 + 2] ^= 1
     gguf.write_bytes(content)

@@ -9,19 +9,20 @@ import struct
 import numpy as np
 import pytest
 import torch
+from reading import tensors_of
 from safetensors.torch import load_file, save_file
+from trainer import stored_forward
 
-from sherry_gguf import blocks
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.cli import run_command
 from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.convert.plan import make_plan
-from sherry_gguf.convert.regridded import regridded
+from sherry_gguf.convert.regridded import is_regridded, regridded
 from sherry_gguf.errors import SherryError
+from sherry_gguf.formats.scales import rounded
 from sherry_gguf.parity import weights
-from sherry_gguf.quantize import Granularity, quantize
-from sherry_gguf.reader import open_gguf
-from sherry_gguf.regrid import is_regridded
+from sherry_gguf.weights.granularity import Granularity
+from sherry_gguf.weights.quantize import quantize
 
 pytestmark = pytest.mark.usefixtures("pinned_gguf")
 
@@ -40,15 +41,6 @@ def order(n):
     return found
 
 
-def trained(w: torch.Tensor, granularity: str) -> np.ndarray:
-    """float32[rows, k]: the trained forward in PyTorch, scales rounded to fp16."""
-    groups = w.double().reshape(-1, 4)
-    kept = torch.zeros_like(groups).scatter_(1, torch.topk(groups.abs(), 3, dim=-1).indices, 1)
-    masked = (groups * kept).reshape(w.shape)
-    alpha = masked.abs().mean(dim=1, keepdim=True) if granularity == "per_channel" else masked.abs().mean()
-    return (masked.sign().float() * (alpha / 0.75).float().half().float()).numpy()
-
-
 def rotated(w: np.ndarray, heads: int) -> np.ndarray:
     """The order of rows of q and k in a Llama GGUF: the two halves of a head's rotation interleaved."""
     return w.reshape(heads, 2, len(w) // heads // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
@@ -62,7 +54,7 @@ def test_every_tensor(model, granularity, trained_model, pinned_gguf, tmp_path):
     assert (report.verdict.sherry.tensors, report.verdict.types) == (14, ["STQ1_0"])
     assert any("sherry.regrid" in note for note in report.notes)
     assert is_regridded(report.outfile)
-    tensors = open_gguf(report.outfile).tensors
+    tensors = tensors_of(report.outfile).values()
     assert {t.tensor_type.name for t in tensors} == {"STQ1_0", "F32"}
     found = {t.name: pinned_gguf.quants.dequantize(t.data, t.tensor_type) for t in tensors}
     state = load_file(directory / "model.safetensors")
@@ -79,7 +71,8 @@ def test_every_tensor(model, granularity, trained_model, pinned_gguf, tmp_path):
             w = state[f"model.layers.{layer}.{theirs}.weight"].float().numpy()
             assert np.array_equal(found.pop(f"blk.{layer}.{ours}.weight"), w[order(256)]), ours
         for ours, theirs in PROJECTIONS.items():
-            w = trained(state[f"model.layers.{layer}.{theirs}_proj.weight"], granularity)
+            latents = state[f"model.layers.{layer}.{theirs}_proj.weight"]
+            w = stored_forward(latents, latents.shape[1] if granularity == "per_channel" else latents.numel())
             bias = state.get(f"model.layers.{layer}.{theirs}_proj.bias")
             rows = np.arange(len(w)) if ours in heads else order(len(w))
             if ours in heads and model.startswith("llama"):
@@ -117,15 +110,13 @@ def test_a_file_in_an_order_of_the_future(trained_model, tmp_path):
 
 
 def baked(source, directory, granularity):
-    """A copy of a model whose layers are on the consecutive grid already, and whose config.json is silent about it."""
+    """A copy of a model whose layers are baked already, and whose config.json is silent about it."""
     shutil.copytree(source, directory)
     state = load_file(directory / "model.safetensors")
     for name, w in state.items():
         if name.endswith("_proj.weight"):
             grid = quantize(w.float().numpy(), granularity)
-            state[name] = torch.from_numpy(
-                blocks.expand(grid.codes, blocks.round_scales(grid.scales).astype(np.float32))
-            )
+            state[name] = torch.from_numpy(grid.weights(rounded(grid.scales)))
     save_file(state, directory / "model.safetensors", {"format": "pt"})
     config = json.loads((directory / "config.json").read_text())
     del config["quant_method"]
@@ -138,9 +129,9 @@ def test_baked_layers(trained_model, tmp_path):
     latent = convert(source, tmp_path / "latent.gguf", types=EXACT, regrid="exact").outfile
     model = baked(source, tmp_path / "baked", Granularity("per_channel"))
     found = convert(model, tmp_path / "baked.gguf", types=EXACT, regrid="exact").outfile
-    for one, other in zip(open_gguf(latent).tensors, open_gguf(found).tensors, strict=True):
-        assert one.name == other.name
-        assert np.array_equal(one.data, other.data)
+    one, other = tensors_of(latent), tensors_of(found)
+    assert list(one) == list(other)
+    assert all(np.array_equal(tensor.data, other[name].data) for name, tensor in one.items())
 
 
 def test_baked_layers_with_a_scale_for_128_weights(trained_model, tmp_path):

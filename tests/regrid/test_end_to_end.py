@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.checkpoint import Checkpoint, Source
 from sherry_gguf.convert import TypeChoice, convert
-from sherry_gguf.parity import measure, reference
-from sherry_gguf.parity.compare import Source, parity
-from sherry_gguf.parity.report import Limits
+from sherry_gguf.parity import reference, scoring
+from sherry_gguf.parity.compare import parity
+from sherry_gguf.parity.findings import Limits
 from sherry_gguf.parity.runtime import open_logits
-from sherry_gguf.regrid import is_regridded
+from sherry_gguf.weights.channel_order import is_regridded
 
 pytestmark = [pytest.mark.runtime, pytest.mark.usefixtures("pinned_gguf")]
 
@@ -21,8 +21,8 @@ F32 = TypeChoice(outtype="stq1_0", overrides=((".*", "f32"),))
 def compare(runtime, directory, one, other, text, *options):
     """The logits of two files in llama.cpp: 4 chunks of 256 tokens, of which the second halves count."""
     tokens = reference.tokenize(Checkpoint(directory), text.read_text(encoding="utf-8"))
-    chunks = measure.cut(tokens.tokens, 256, tokens.bos, 4)
-    meter = measure.Meter()
+    chunks = scoring.cut(tokens.tokens, 256, tokens.bos, 4)
+    meter = scoring.Meter()
     program = runtime.program("sherry-logits")
     with (
         open_logits(program, one, 256, 128, threads=2, options=options) as before,

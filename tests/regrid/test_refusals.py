@@ -7,15 +7,16 @@ import shutil
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
 
-from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.checkpoint import Checkpoint, Source
 from sherry_gguf.cli import run_command
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.convert.regridded import regridded
 from sherry_gguf.errors import SherryError
-from sherry_gguf.quantize import Granularity
-from sherry_gguf.regrid import moved_dims
+from sherry_gguf.weights.channel_order import moved_dims
+from sherry_gguf.weights.granularity import Granularity
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -108,7 +109,7 @@ def test_shapes_that_the_configuration_does_not_have(name, shape):
 def test_scales(trained_model):
     checkpoint = Checkpoint(trained_model("llama"))
     for size in (256, 128, 64):
-        plan = make_plan(checkpoint, Granularity("per_group", size))
+        plan = make_plan(checkpoint, Source(checkpoint.path, granularity=Granularity("per_group", size)))
         if size == 256:
             assert regridded(plan, checkpoint).moved
             continue
@@ -118,13 +119,13 @@ def test_scales(trained_model):
 
 def test_groups_that_are_those_of_stq1_0(trained_model):
     checkpoint = Checkpoint(trained_model("llama"))
-    with pytest.raises(SherryError, match=r"_proj\.weight: its groups are STQ1_0's already; leave out --regrid"):
-        regridded(make_plan(checkpoint, groups="stride16"), checkpoint)
+    with refused(r"_proj\.weight: its groups are STQ1_0's already; leave out --regrid"):
+        regridded(make_plan(checkpoint, Source(checkpoint.path, grid="stride16")), checkpoint)
 
 
 def test_an_embedding_that_is_a_sherry_layer(trained_model):
     checkpoint = Checkpoint(trained_model("llama"))
-    plan = make_plan(checkpoint, sherry_layers="(_proj|embed_tokens).weight$")
+    plan = make_plan(checkpoint, Source(checkpoint.path, sherry_layers="(_proj|embed_tokens).weight$"))
     with pytest.raises(SherryError, match=r"model\.embed_tokens\.weight: .* floating point"):
         regridded(plan, checkpoint)
 
@@ -145,5 +146,7 @@ def test_other_types_on_the_command_line(outtype, trained_model, tmp_path, capsy
     outfile = tmp_path / "x.gguf"
     arguments = [str(trained_model("llama")), "--outfile", str(outfile), "--outtype", outtype, "--regrid", "exact"]
     assert run_command("convert", arguments) == 1
-    assert "--regrid exact puts layers on the grid of STQ1_0 alone: give --outtype stq1_0" in capsys.readouterr().err
+    assert (
+        f"regridding is for STQ1_0 alone, and {outtype} was asked for; give --outtype stq1_0" in capsys.readouterr().err
+    )
     assert not outfile.exists()

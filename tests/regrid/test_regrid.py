@@ -11,10 +11,10 @@ import transformers
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.convert.regridded import regridded
-from sherry_gguf.grid import Grid, Kind, detect
 from sherry_gguf.parity.reference import trained_weights
-from sherry_gguf.quantize import Granularity
-from sherry_gguf.regrid import is_projection, to_consecutive, to_stride
+from sherry_gguf.weights.channel_order import is_projection, to_consecutive, to_stride
+from sherry_gguf.weights.detect import Family, Look, detect
+from sherry_gguf.weights.granularity import Granularity
 
 MODELS = ("llama", "llama-biases", "qwen2", "qwen3")
 TOKENS = torch.arange(96)[None] * 37 % 4096
@@ -122,8 +122,8 @@ def test_every_matrix_is_on_the_grid_of_stq1_0(model, granularity, trained_model
         if not is_projection(name):
             continue
         before, after = tensor.numpy(), to_stride(tensor, moved[name]).numpy()
-        assert detect(before) == Grid(Kind.SHERRY, 0.25, Granularity(granularity), ("consecutive",))
-        assert detect(after) == Grid(Kind.SHERRY, 0.25, Granularity(granularity), ("stride16",))
+        assert detect(before) == Look(Family.SHERRY, 0.25, Granularity(granularity), ("consecutive",))
+        assert detect(after) == Look(Family.SHERRY, 0.25, Granularity(granularity), ("stride16",))
         zeros = (after == 0).reshape(-1, 4, 16).sum(axis=1)
         assert (zeros == 1).all(), name
         matrices += 1

@@ -43,7 +43,7 @@ def train(untrained, heldout_text, tmp_path):
     from dataclasses import fields
 
     from sherry_gguf.train.options import Arguments, Options
-    from sherry_gguf.train.run import train
+    from sherry_gguf.train.training import train
 
     def start(out="out", **changes):
         settings = {"model": untrained, "data": [heldout_text], "out": tmp_path / out, "ctx_size": 64}

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from sherry_gguf.errors import SherryError
-from sherry_gguf.quantize import Granularity
 from sherry_gguf.train import convert_to_sherry
 from sherry_gguf.train.arenas import set_residual
 from sherry_gguf.train.layers import METHODS, SherryLinear, TequilaLinear, quantize_model, quantized_layers
+from sherry_gguf.weights.granularity import Granularity
 
 ROWS, LENGTH = 6, 32
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from sherry_gguf.quantize import Granularity
 from sherry_gguf.train.layers import SherryLinear
 from sherry_gguf.train.measures import MAGNITUDE_EDGES, effective_rank, magnitudes
+from sherry_gguf.weights.granularity import Granularity
 
 
 def test_effective_rank():

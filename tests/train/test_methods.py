@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from sherry_gguf.blocks import expand
-from sherry_gguf.quantize import Granularity, quantize
 from sherry_gguf.train import methods
+from sherry_gguf.weights.granularity import Granularity
+from sherry_gguf.weights.quantize import expand, quantize
 
 
 def noise(rows, length, dtype=torch.float32):

@@ -1,0 +1,14 @@
+"""What a directory holds: a trained model on disk.
+
+stores      where tensors come from: safetensors, or a torch state dict
+declared    what config.json and its like say of the training
+checkpoint  both together
+source      a checkpoint and what its user says of it
+"""
+
+from __future__ import annotations
+
+from sherry_gguf.checkpoint.checkpoint import Checkpoint
+from sherry_gguf.checkpoint.source import Source
+
+__all__ = ["Checkpoint", "Source"]

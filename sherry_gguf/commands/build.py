@@ -1,0 +1,55 @@
+"""Fetch the pinned llama.cpp, patch it, and build its programs in the user's cache; at once when up to date."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from sherry_gguf.commands import ways_out
+from sherry_gguf.llama_cpp import fetch
+from sherry_gguf.llama_cpp.builds import PROGRAMS, TESTS, build, remember
+from sherry_gguf.llama_cpp.cache import locked
+from sherry_gguf.llama_cpp.upstream import PatchSet
+
+WAYS = ways_out.BUILD
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    origin = parser.add_mutually_exclusive_group()
+    origin.add_argument(
+        "--source", type=Path, metavar="DIR", help="patch and build a copy of this llama.cpp checkout, not the pin"
+    )
+    origin.add_argument(
+        "--sdist", type=Path, metavar="FILE", help="take the pinned sdist from this file instead of fetching it"
+    )
+    parser.add_argument(
+        "--target",
+        action="append",
+        metavar="NAME",
+        help=f"build only this, may be repeated (default: {' '.join(PROGRAMS)})",
+    )
+    parser.add_argument("--tests", action="store_true", help=f"build the native tests too: {' '.join(TESTS)}")
+    parser.add_argument(
+        "-D", dest="defines", action="append", default=[], metavar="NAME=VALUE", help="a setting for cmake"
+    )
+    parser.add_argument("-j", "--jobs", type=_positive, metavar="N", help="compilers at a time (default: ninja's)")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Build, and print where it is."""
+    start = time.monotonic()
+    if args.sdist is not None:
+        with locked() as cache:
+            fetch.add(cache, PatchSet.load().pin, args.sdist)
+    made = build(args.target, tests=args.tests, source=args.source, defines=args.defines, jobs=args.jobs)
+    remember(args.source, args.defines)
+    print(f"{len(made.programs)} programs in {made.bin_dir} ({time.monotonic() - start:.1f} s)")
+    return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, not {text!r}")
+    return int(text)

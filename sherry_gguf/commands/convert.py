@@ -1,0 +1,129 @@
+"""Convert a trained Sherry checkpoint to a GGUF file for the patched llama.cpp, and check that nothing was lost."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import traceback
+from pathlib import Path
+
+from rich.console import Console
+
+from sherry_gguf.commands import ways_out
+from sherry_gguf.commands.source_flags import configure_source, source_of
+from sherry_gguf.convert.pipeline import convert
+from sherry_gguf.convert.summary import print_conversion
+from sherry_gguf.convert.type_choice import (
+    AUTO,
+    DEFAULT_EMBEDDING_TYPE,
+    DEFAULT_OUTTYPE,
+    LIBRARY_TYPES,
+    NUMPY_TYPES,
+    TypeChoice,
+    outtypes,
+    parse_outtype,
+    parse_override,
+    parse_type,
+)
+from sherry_gguf.errors import SherryError, Way
+from sherry_gguf.formats.table import tensor_types
+from sherry_gguf.weights.channel_order import EXACT
+
+_TYPES = (
+    f"TYPE is one of {', '.join((*NUMPY_TYPES, *LIBRARY_TYPES))}, but for --outtype; "
+    f"the last {len(LIBRARY_TYPES)} need `sherry-gguf build`"
+)
+
+WAYS = {
+    **ways_out.SOURCE,
+    **ways_out.OUTFILE,
+    **ways_out.BUILD,
+    Way.ALL_FIT: "--outtype {0} holds all",
+    Way.AUTO: "--outtype auto takes for each the smallest type that holds it",
+    Way.REST_AS: "--tensor-type '{0}={1}' stores the others",
+    Way.OTHER_TYPE: "choose another type for it (--tensor-type REGEX=f16)",
+    Way.EMBEDDING_TYPE: "choose another type for it (--token-embedding-type f16)",
+    Way.OUTPUT_TYPE: "choose another type for it (--output-tensor-type f16)",
+    Way.KEEP_SCALES: "rescale the layer, or store its tensor in F32 (--tensor-type REGEX=f32, by its GGUF name)",
+    Way.REGRID: "--regrid exact makes them fit",
+    Way.NO_REGRID: "leave out --regrid",
+    Way.AUTO_NO_REGRID: "--outtype auto without --regrid takes for each tensor the smallest type that holds it",
+    Way.REGRID_TYPE: "give --outtype {0}",
+    Way.WHERE: "--verbose shows where",
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Flags are those of llama.cpp's convert_hf_to_gguf.py and llama-quantize where these have them."""
+    configure_source(parser)
+    parser.add_argument("--outfile", type=Path, help="default: in the model's directory, named after the model")
+
+    types = parser.add_argument_group("types of tensors", description=_TYPES)
+    types.add_argument(
+        "--outtype",
+        metavar="TYPE",
+        default=DEFAULT_OUTTYPE,
+        help=f"of the Sherry layers, exact or refused: {', '.join(outtypes()[:-1])}, or {AUTO}, which takes for each "
+        f"tensor the smallest that is exact (default %(default)s; "
+        f"{', '.join(t.outtype for t in tensor_types() if t.is_stock)} need no patched llama.cpp)",
+    )
+    types.add_argument(
+        "--regrid",
+        choices=(EXACT,),
+        help="for stq1_0: reorder the channels of a Llama, Qwen2 or Qwen3 that has a scale per row or matrix, so that "
+        "groups of consecutive weights are that type's; no weight changes, and the model computes the same",
+    )
+    types.add_argument("--token-embedding-type", metavar="TYPE", help=f"default {DEFAULT_EMBEDDING_TYPE}")
+    types.add_argument(
+        "--output-tensor-type",
+        metavar="TYPE",
+        help=f"default {DEFAULT_EMBEDDING_TYPE}; tied embeddings are written twice if this differs",
+    )
+    types.add_argument(
+        "--tensor-type", metavar="REGEX=TYPE", action="append", default=[], help="by GGUF name; changes the type only"
+    )
+
+    out = parser.add_argument_group("output")
+    out.add_argument("--model-name", help="general.name in the file")
+    out.add_argument("--metadata", type=Path, help="JSON file that overrides authorship metadata")
+    out.add_argument("--force", action="store_true", help="replace an existing outfile")
+    out.add_argument("--no-verify", action="store_true", help="do not read the file back and compare it")
+    out.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
+    out.add_argument(
+        "--verbose", action="store_true", help="show what llama.cpp's converter says, and where an error came from"
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.WARNING, format="llama.cpp's converter: %(message)s"
+    )
+    try:
+        conversion = convert(
+            source_of(args),
+            args.outfile,
+            types=TypeChoice(
+                args.token_embedding_type and parse_type(args.token_embedding_type),
+                args.output_tensor_type and parse_type(args.output_tensor_type),
+                tuple(parse_override(text) for text in args.tensor_type),
+                parse_outtype(args.outtype),
+            ),
+            regrid=args.regrid,
+            model_name=args.model_name,
+            metadata=args.metadata,
+            force=args.force,
+            verify=not args.no_verify,
+            dry_run=args.dry_run,
+            progress=sys.stderr.isatty(),
+        )
+    except SherryError:
+        if args.verbose:
+            traceback.print_exc()
+        raise
+    console = Console(soft_wrap=True, markup=False, emoji=False)  # names of files are no markup
+    print_conversion(conversion, console)
+    console.print("dry run: nothing written" if args.dry_run else f"wrote {conversion.outfile}", highlight=False)
+    if not args.dry_run:
+        console.print(str(conversion.verdict or "not verified (--no-verify)"), highlight=False)
+    return 0

@@ -1,0 +1,34 @@
+"""Store the ternary tensors of a GGUF in another type. Every weight stays as it is, or nothing is written."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from sherry_gguf.commands import ways_out
+from sherry_gguf.errors import Way
+from sherry_gguf.files.requantize import requantize
+from sherry_gguf.formats.table import named, tensor_types
+
+WAYS = {
+    **ways_out.OUTFILE,
+    Way.ALL_FIT: "all fit --outtype {0}",
+    Way.INSPECT: "`sherry-gguf inspect {0}` shows the types",
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    outtypes = tuple(tensor_type.outtype for tensor_type in tensor_types())
+    parser.add_argument("file", type=Path, help=f"a GGUF file with tensors in {', '.join(outtypes)}")
+    parser.add_argument("--outtype", required=True, type=str.lower, choices=outtypes, help="of all ternary tensors")
+    parser.add_argument("--outfile", type=Path, help="default: beside the file, named after it and the type")
+    parser.add_argument("--force", action="store_true", help="replace an existing outfile")
+
+
+def execute(args: argparse.Namespace) -> int:
+    wanted = named(args.outtype)
+    assert wanted is not None
+    print(requantize(args.file, wanted, args.outfile, force=args.force, progress=sys.stderr.isatty()))
+    return 0

@@ -1,0 +1,63 @@
+"""How a checkpoint is read, as flags: one group for every command that reads one, so that all read it alike."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sherry_gguf.checkpoint import Source
+from sherry_gguf.checkpoint.declared import check_regex
+from sherry_gguf.errors import SherryError
+from sherry_gguf.formats.groups import GRIDS, STRIDE
+from sherry_gguf.weights.granularity import DEFAULT_GROUP_SIZE, SHARINGS, Granularity, parse_granularity
+
+
+def configure_source(parser: argparse.ArgumentParser) -> None:
+    """Declare the model and the flags that say how it is read."""
+    parser.add_argument("model", type=Path, help="directory of the checkpoint, or a torch state dict (with --config)")
+    source = parser.add_argument_group("how the checkpoint is read (default: config.json, or seen in baked weights)")
+    source.add_argument(
+        "--config", type=Path, metavar="DIR", help="where config.json and the tokenizer are, if elsewhere"
+    )
+    source.add_argument("--granularity", choices=SHARINGS, help="which weights share a scale")
+    source.add_argument(
+        "--group-size",
+        type=int,
+        metavar="N",
+        help=f"weights per scale for per_group (default {DEFAULT_GROUP_SIZE['consecutive']}, "
+        f"{DEFAULT_GROUP_SIZE['stride16']} with stride16)",
+    )
+    source.add_argument(
+        "--grid",
+        choices=GRIDS,
+        help=f"which weights have one zero in every 4, of latent ones: 4 neighbours as Sherry was published, or "
+        f"{STRIDE} apart as in STQ1_0 (default {GRIDS[0]}; that of baked weights is seen)",
+    )
+    source.add_argument(
+        "--sherry-layers",
+        metavar="REGEX",
+        help="names of the quantized layers in the checkpoint (default: the decoder's linear layers)",
+    )
+    source.add_argument(
+        "--allow-lossy",
+        action="store_true",
+        help="quantize a model that is not Sherry, which changes its weights: convert says how much, "
+        "parity compares with the quantized model",
+    )
+
+
+def source_of(args: argparse.Namespace) -> Source:
+    """What the flags say; SherryError for flags that contradict each other or are no regular expression."""
+    layers = None if args.sherry_layers is None else check_regex(args.sherry_layers)
+    return Source(args.model, args.config, _granularity_of(args), layers, args.grid, args.allow_lossy)
+
+
+def _granularity_of(args: argparse.Namespace) -> Granularity | None:
+    if args.granularity is None and args.group_size is None:
+        return None
+    if args.granularity in (None, "per_group"):
+        default = DEFAULT_GROUP_SIZE[args.grid or GRIDS[0]]
+        return parse_granularity("per_group", default if args.group_size is None else args.group_size)
+    if args.group_size is not None:
+        raise SherryError(f"--group-size belongs to per_group, not to {args.granularity}")
+    return parse_granularity(args.granularity)

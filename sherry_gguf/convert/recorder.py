@@ -1,0 +1,86 @@
+"""What upstream's converter is told of each tensor of the file, and what is remembered of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from sherry_gguf.convert.type_choice import OUTPUT, TOKEN_EMBEDDING, TypeChoice, has_choice
+from sherry_gguf.errors import SherryError, Way
+from sherry_gguf.formats.table import named
+from sherry_gguf.formats.tensor_type import TensorType
+
+
+@dataclass
+class Recorder:
+    """One per instance of upstream's converter. Names are those of the file but for ``layers``.
+
+    types         what the user asked for
+    sherry_types  GGUF name -> type of the Sherry layers for which nobody chose a type; else that asked for
+
+    layers        the Sherry layers, by the names that upstream calls them
+    baked         the tensors that these became
+    exact         of these, the tensors that nobody chose another type for
+    with_choice   all tensors that can have another type than the checkpoint's
+    chosen        name -> type, as gguf-py names it, of those that got one
+    """
+
+    types: TypeChoice
+    sherry_types: Mapping[str, str] = field(default_factory=dict)
+    layers: set[str] = field(default_factory=set)
+    baked: set[str] = field(default_factory=set)
+    exact: set[str] = field(default_factory=set)
+    with_choice: list[str] = field(default_factory=list)
+    chosen: dict[str, str] = field(default_factory=dict)
+
+    def choose(self, layer: str, name: str, n_dims: int) -> str | None:
+        """The type of a tensor that upstream made of ``layer``, as gguf-py names it; None leaves it to upstream."""
+        is_sherry = layer in self.layers
+        chosen = None
+        if has_choice(name, n_dims):
+            self.with_choice.append(name)
+            chosen = self.types.for_tensor(name, is_sherry=is_sherry)
+        if is_sherry:
+            self.baked.add(name)
+        if isinstance(chosen, TensorType):
+            self.exact.add(name)
+            chosen = self.sherry_types.get(name, chosen.name)
+        if chosen is not None:
+            self.chosen[name] = chosen.upper()
+        return self.chosen.get(name)
+
+    def require_stored(self, stored: Mapping[str, str], rows: Mapping[str, int], blocks: Mapping[str, int]) -> None:
+        """Raise SherryError for a choice that matched nothing, or that upstream did not follow.
+
+        stored: name -> type of the tensors to write; rows: name -> weights of a row; blocks: type -> its block
+        """
+        self.types.require_matches(self.with_choice)
+        for name, wanted in self.chosen.items():
+            # Upstream warns and falls back to F16 where a row does not fit; here nothing falls back.
+            if stored[name] != wanted:
+                way = {TOKEN_EMBEDDING: Way.EMBEDDING_TYPE, OUTPUT: Way.OUTPUT_TYPE}.get(name, Way.OTHER_TYPE)
+                raise SherryError(
+                    f"{name}: rows of {rows[name]} weights are no multiple of {blocks[wanted]}, which {wanted} needs",
+                    way(name),
+                )
+
+    def exact_types(self, stored: Mapping[str, str]) -> list[str]:
+        """The types of the exact tensors, one for each tensor."""
+        return [stored[name] for name in self.exact]
+
+
+def main_type(types: Iterable[str]) -> str | None:
+    """The type that general.file_type names: the one of most tensors, as upstream does it.
+
+    Sherry's own types go first, then those that not every reader has. None without types.
+    """
+    counts = Counter(types)
+
+    def rank(name: str) -> tuple[bool, bool, int]:
+        tensor_type = named(name)
+        if tensor_type is None:
+            return False, False, counts[name]
+        return tensor_type.format_version is not None, not tensor_type.is_stock, counts[name]
+
+    return max(counts, key=rank, default=None)

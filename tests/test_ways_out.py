@@ -1,0 +1,424 @@
+"""Every way out that a message names is followed on the input that raised it, and is seen to work.
+
+A case makes an input and a command line that is refused. What the message says is then done as it says it: its flags,
+read out of the text, with the value that a person would put for a placeholder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from reading import matrices_of, tensors_of, values_of
+from safetensors.torch import load_file, save_file
+
+from sherry_gguf import llama_cpp
+from sherry_gguf.cli import COMMANDS, main
+from sherry_gguf.commands import convert as convert_command
+from sherry_gguf.commands import requantize as requantize_command
+from sherry_gguf.commands import retag as retag_command
+from sherry_gguf.commands import train as train_command
+from sherry_gguf.convert import convert
+from sherry_gguf.errors import Way
+from sherry_gguf.weights.granularity import Granularity
+from sherry_gguf.weights.quantize import quantize
+
+pytestmark = pytest.mark.usefixtures("pinned_gguf")
+
+FLAG = re.compile(r"(--[a-z][\w-]*)(?: ((?:'[^']*'|[^-\s;,()]\S*?)(?=[\s;,()]|$)))?")
+PROJECTIONS = r"_proj\.weight$"
+SMALL = {"intermediate_size": 256, "num_hidden_layers": 2}
+
+
+@dataclass
+class Case:
+    """A command line that is refused.
+
+    way       the one to follow
+    said      its words
+    fill      what a person puts for a placeholder in them
+    drop      flags that the words tell to leave out
+    ways      of the command
+    """
+
+    line: list[str]
+    way: Way
+    fill: dict[str, str] = field(default_factory=dict)
+    drop: tuple[str, ...] = ()
+
+
+CASES: dict[str, Callable[..., Case]] = {}
+
+
+def case(make: Callable[..., Case]) -> Callable[..., Case]:
+    CASES[make.__name__] = make
+    return make
+
+
+class Inputs:
+    """Checkpoints and files to refuse."""
+
+    def __init__(self, tiny: Path, random: Callable[..., Path], sherry: dict, text: Path, folder: Path) -> None:
+        self.tiny, self.random, self.sherry, self.text, self.folder = tiny, random, sherry, text, folder
+
+    def out(self) -> list[str]:
+        return ["--outfile", str(self.folder / "x.gguf")]
+
+    def convert(self, model: Path, *more: str) -> list[str]:
+        return ["convert", str(model), *self.out(), *more]
+
+    def change(self, change: Callable[[str, torch.Tensor], torch.Tensor], **keys: object) -> Path:
+        """A small Llama whose Sherry layers are changed; keys of config.json are set, or removed where None."""
+        model = self.folder / "changed"
+        shutil.copytree(self.random("Llama", sherry=self.sherry, **SMALL), model)
+        state = load_file(model / "model.safetensors")
+        state = {name: change(name, w) if re.search(PROJECTIONS, name) else w for name, w in state.items()}
+        save_file(state, model / "model.safetensors", {"format": "pt"})
+        config = json.loads((model / "config.json").read_text()) | keys
+        config = {key: value for key, value in config.items() if value is not None}
+        (model / "config.json").write_text(json.dumps(config))
+        return model
+
+    def plain(self) -> Path:
+        return self.change(lambda _, w: w, quant_method=None)
+
+    def baked(self, granularity: Granularity | None = None, only: str = "") -> Path:
+        def bake(name: str, w: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(quantize(w.float().numpy(), granularity).weights()) if only in name else w
+
+        return self.change(bake, quant_method=None)
+
+    def with_scales(self, granularity: str, size: int = 128, **config: int) -> Path:
+        sherry = {**self.sherry, "granularity": granularity, "group_size": size}
+        return self.random("Llama", sherry=sherry, **{**SMALL, **config})
+
+    def narrow(self) -> Path:
+        return self.random("Llama", sherry=self.sherry, hidden_size=144, head_dim=36, **SMALL)
+
+    def gguf(self, outtype: str = "sherry") -> Path:
+        source = self.with_scales("per_channel")
+        return convert(
+            source, self.folder / f"{outtype}.gguf", types=convert_command.TypeChoice(outtype=outtype)
+        ).outfile
+
+
+@pytest.fixture
+def inputs(tiny_checkpoint, random_checkpoint, sherry_config, heldout_text, tmp_path):
+    return Inputs(tiny_checkpoint, random_checkpoint, sherry_config, heldout_text, tmp_path)
+
+
+@case
+def a_state_dict(i):
+    torch.save(load_file(i.tiny / "model.safetensors"), i.folder / "x.pt")
+    return Case(i.convert(i.folder / "x.pt"), Way.CONFIG_DIRECTORY, {"DIR": str(i.tiny)})
+
+
+@case
+def a_state_dict_in_a_folder(i):
+    model = i.folder / "model"
+    shutil.copytree(i.tiny, model)
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    return Case(i.convert(model), Way.STATE_DICT)
+
+
+@case
+def latents_without_a_word(i):
+    return Case(i.convert(i.plain()), Way.DECLARE)
+
+
+@case
+def latents_of_another_grid_without_a_word(i):
+    return Case(i.convert(i.plain()), Way.DECLARE_STRIDE)
+
+
+@case
+def a_plain_model(i):
+    return Case(i.convert(i.plain()), Way.CHANGE_WEIGHTS)
+
+
+@case
+def latents_with_their_zeros_applied(i):
+    def mask(_, w):
+        return torch.where(torch.from_numpy(quantize(w.float().numpy()).weights()) == 0, 0, w)
+
+    return Case(i.convert(i.change(mask, quant_method=None)), Way.DECLARE_SPARSE)
+
+
+@case
+def scale_runs_that_cross_the_end_of_a_row(i):
+    return Case(i.convert(i.with_scales("per_group", 96)), Way.GROUP_SIZE, {"N": "128"})
+
+
+@case
+def no_layer_of_that_name(i):
+    line = i.convert(i.tiny, "--sherry-layers", "nothing")
+    return Case(line, Way.NAME_LAYERS, {"REGEX": PROJECTIONS})
+
+
+@case
+def a_norm_that_is_no_layer(i):
+    line = i.convert(i.tiny, "--sherry-layers", r"(layernorm|_proj)\.weight$")
+    return Case(line, Way.LEAVE_OUT, {"REGEX": PROJECTIONS})
+
+
+@case
+def floats_beside_baked_layers(i):
+    return Case(i.convert(i.baked(only="mlp")), Way.ONLY_BAKED, {"REGEX": "mlp.*_proj"})
+
+
+@case
+def a_grid_that_baked_layers_have_not(i):
+    return Case(i.convert(i.baked(), "--grid", "stride16"), Way.SEEN_GRID, drop=("--grid",))
+
+
+@case
+def a_type_of_larger_blocks(i):
+    return Case(i.convert(i.tiny, "--outtype", "tq2_0"), Way.ALL_FIT)
+
+
+@case
+def layers_of_which_no_one_type_holds_all(i):
+    def bake(name, w):
+        return torch.from_numpy(
+            quantize(w.float().numpy(), Granularity("per_group", 16 if "down" in name else 64)).weights()
+        )
+
+    line = i.convert(i.change(bake, quant_method=None), "--outtype", "sherry")
+    return Case(line, Way.REST_AS)
+
+
+@case
+def layers_of_two_grids(i):
+    def bake(name, w):
+        grid = "stride16" if "mlp" in name else "consecutive"
+        return torch.from_numpy(quantize(w.float().numpy(), Granularity("per_group", 256), grid=grid).weights())
+
+    return Case(i.convert(i.change(bake, quant_method=None), "--outtype", "sherry"), Way.AUTO)
+
+
+@case
+def rows_that_a_chosen_type_does_not_fit(i):
+    line = i.convert(i.narrow(), "--sherry-layers", "down_proj", "--token-embedding-type", "f16")
+    line += ["--output-tensor-type", "f16", "--tensor-type", "attn_q=q8_0"]
+    return Case(line, Way.OTHER_TYPE, {"REGEX": "attn_q"}, drop=("--tensor-type",))
+
+
+@case
+def rows_of_an_embedding(i):
+    line = i.convert(i.narrow(), "--sherry-layers", "down_proj", "--output-tensor-type", "f16")
+    return Case(line, Way.EMBEDDING_TYPE)
+
+
+@case
+def rows_of_an_output(i):
+    line = i.convert(i.narrow(), "--sherry-layers", "down_proj", "--token-embedding-type", "f16")
+    return Case(line, Way.OUTPUT_TYPE)
+
+
+@case
+def a_scale_beyond_fp16(i):
+    model = i.change(lambda name, w: w * (1e8 if "layers.1.mlp.up_proj" in name else 1))
+    return Case(i.convert(model), Way.KEEP_SCALES, {"REGEX": "blk.1.ffn_up"})
+
+
+@case
+def a_scale_too_small_for_fp16(i):
+    model = i.change(lambda name, w: w * (1e-9 if "layers.1.mlp.up_proj" in name else 1))
+    return Case(i.convert(model, "--outtype", "q2_0"), Way.KEEP_SCALES, {"REGEX": "blk.1.ffn_up"})
+
+
+@case
+def neighbours_for_the_other_grid(i):
+    model = i.with_scales("per_channel", intermediate_size=512)
+    return Case(i.convert(model, "--outtype", "stq1_0"), Way.REGRID)
+
+
+@case
+def channels_that_are_in_that_order_already(i):
+    line = i.convert(i.with_scales("per_channel"), "--grid", "stride16", "--outtype", "stq1_0", "--regrid", "exact")
+    return Case(line, Way.NO_REGRID, drop=("--regrid",))
+
+
+@case
+def scales_too_fine_for_another_order(i):
+    line = i.convert(i.with_scales("per_group"), "--outtype", "stq1_0", "--regrid", "exact")
+    return Case(line, Way.AUTO_NO_REGRID, drop=("--regrid",))
+
+
+@case
+def another_order_for_a_type_that_needs_none(i):
+    return Case(i.convert(i.with_scales("per_channel"), "--regrid", "exact"), Way.REGRID_TYPE)
+
+
+@case
+def a_file_in_the_way(i):
+    (i.folder / "x.gguf").write_bytes(b"another file")
+    return Case(i.convert(i.tiny), Way.REPLACE)
+
+
+@case
+def a_file_in_the_way_of_requantizing(i):
+    (i.folder / "x.gguf").write_bytes(b"another file")
+    line = ["requantize", str(i.gguf()), "--outtype", "q2_0", *i.out()]
+    return Case(line, Way.OTHER_OUTFILE, {"--outfile": str(i.folder / "y.gguf")})
+
+
+@case
+def a_folder_that_is_not_there(i):
+    line = ["convert", str(i.tiny), "--outfile", str(i.folder / "absent" / "x.gguf")]
+    return Case(line, Way.OTHER_OUTFILE, {"--outfile": str(i.folder / "x.gguf")})
+
+
+@case
+def a_requantized_type_that_does_not_fit(i):
+    line = ["requantize", str(i.gguf()), "--outtype", "stq1_0", *i.out()]
+    return Case(line, Way.ALL_FIT)
+
+
+@case
+def nothing_to_requantize(i):
+    types = convert_command.TypeChoice("f32", "f32", [(".*", "f32")])
+    path = convert(i.with_scales("per_channel"), i.folder / "f32.gguf", types=types).outfile
+    return Case(["requantize", str(path), "--outtype", "q2_0", *i.out()], Way.INSPECT)
+
+
+@case
+def a_text_shorter_than_a_context(i):
+    (i.folder / "text.txt").write_text("My fellow citizens, the state of the Union is strong.\n" * 9)
+    model = i.random("Llama", **SMALL)
+    line = ["train", "--model", str(model), "--data", str(i.folder / "text.txt"), "--out", str(i.folder / "out")]
+    line += ["--ctx-size", "4096", "--max-steps", "1", "--disable-tqdm", "true"]
+    return Case(line, Way.CONTEXT, {"--ctx-size": "32"}, drop=("--ctx-size",))
+
+
+def training(i, *more):
+    line = ["train", "--model", str(i.random("Llama", **SMALL)), "--data", str(i.text), "--out", str(i.folder / "out")]
+    return [*line, "--ctx-size", "64", "--max-steps", "1", "--disable-tqdm", "true", *more]
+
+
+@case
+def a_training_in_the_way(i):
+    assert main(training(i)) == 0
+    return Case(training(i), Way.OTHER_DIRECTORY, {"--out": str(i.folder / "other")}, drop=("--out",))
+
+
+@case
+def a_training_to_go_on_with(i):
+    assert main(training(i, "--save-steps", "1")) == 0
+    return Case([*training(i), "--max-steps", "2"], Way.RESUME)
+
+
+@case
+def nothing_to_go_on_with(i):
+    line = training(i, "--resume-from-checkpoint", "true")
+    return Case(line, Way.START_ANEW, drop=("--resume-from-checkpoint",))
+
+
+def words_of(line: list[str], way: Way, said: str) -> str:
+    """The part of the message that names the way, found by the words of the command's own table around its values."""
+    import importlib
+
+    template = importlib.import_module(f"sherry_gguf.commands.{line[0]}").WAYS[way]
+    found = re.search("(.+?)".join(re.escape(part) for part in re.split(r"\{\d\}", template)) + r"(?=;|$)", said)
+    assert found, f"{template!r} is not in {said!r}"
+    return found[0]
+
+
+def followed(line: list[str], words: str, case: Case) -> list[str]:
+    """The command line with what the words say: flags added or replaced, placeholders filled in."""
+    flags = dict(FLAG.findall(words))
+    for flag in case.drop:
+        at = line.index(flag)
+        line = line[:at] + line[at + 2 :]
+    for flag, value in flags.items():
+        if flag in case.drop and flag not in case.fill and not value:
+            continue
+        value = case.fill.get(flag, value.strip("'"))
+        for placeholder, filling in case.fill.items():
+            value = re.sub(rf"\b{placeholder}\b", lambda _, f=filling: f, value)
+        if flag in line and flag != "--tensor-type":
+            at = line.index(flag)
+            line = line[:at] + line[at + 2 :]
+        line = [*line, flag, *([value] if value else [])]
+    return line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_the_way_out_works(name, inputs, capsys):
+    case = CASES[name](inputs)
+    capsys.readouterr()
+    assert main(case.line) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    words = words_of(case.line, case.way, said)
+    if case.way is Way.STATE_DICT:
+        path, config = re.search(r"itself: (\S+) --config (\S+)$", words).groups()
+        line = ["convert", path, "--config", config, *inputs.out()]
+    elif case.way is Way.INSPECT:
+        line = shlex.split(re.search("`sherry-gguf (.*)`", words)[1])
+    elif case.way is Way.ALL_FIT:
+        line = followed(case.line, words.split(" or ")[0], case)
+    else:
+        line = followed(case.line, words, case)
+    assert main(line) == 0, capsys.readouterr().err
+    if case.way is Way.KEEP_SCALES:
+        w = load_file(Path(case.line[1]) / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
+        kept = tensors_of(inputs.folder / "x.gguf")["blk.1.ffn_up.weight"].data
+        assert np.allclose(np.abs(kept).max(axis=1) / np.abs(w.float().numpy()).max(axis=1), 0.35, atol=0.25)
+        assert (kept == 0).sum() == kept.size // 4
+
+
+@pytest.mark.slow
+def test_dense_ternary_weights_through_upstreams_converter(inputs, capsys):
+    """The one way out that leads to another program: it keeps every weight."""
+
+    def ternary(_, w):
+        return torch.sign(w) * (w.abs() > 0.02) * 0.03125
+
+    model = inputs.change(ternary, quant_method=None)
+    assert main(inputs.convert(model)) == 1
+    words = words_of(["convert"], Way.UPSTREAM, capsys.readouterr().err)
+    script, *flags = re.search(r"\(llama\.cpp's (.*)\)", words)[1].split()
+    command = [sys.executable, llama_cpp.source() / script, model, "--outfile", inputs.folder / "x.gguf", *flags]
+    subprocess.run([str(part) for part in command], check=True, capture_output=True)
+    tensors, values = matrices_of(inputs.folder / "x.gguf"), values_of(inputs.folder / "x.gguf")
+    down = load_file(model / "model.safetensors")["model.layers.1.mlp.down_proj.weight"].float().numpy()
+    assert tensors["blk.1.ffn_down.weight"].tensor_type.name == "TQ2_0"
+    assert np.array_equal(values["blk.1.ffn_down.weight"], down)
+
+
+@pytest.mark.slow
+def test_where_an_error_came_from(inputs, capsys):
+    model = inputs.plain()
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+    line = inputs.convert(model, "--allow-lossy")
+    assert main(line) == 1
+    words = words_of(line, Way.WHERE, capsys.readouterr().err)
+    assert main([*line, *words.split()[:1]]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+# Followed where builds are tested, with a llama.cpp of a few lines: tests/llama_cpp.
+OF_BUILDS = {Way.BUILD, Way.BUILD_TARGET, Way.BUILD_TESTS, Way.BUILD_PIN, Way.GIVE_SDIST}
+
+
+def test_every_way_is_followed():
+    tested = {Way.UPSTREAM, Way.WHERE, *OF_BUILDS}
+    source = Path(__file__).read_text(encoding="utf-8")
+    tested |= {way for way in Way if re.search(rf"\bWay\.{way.name}\b(?=[,)\n])", source)}
+    assert set(Way) == tested
+    for command in (convert_command, requantize_command, retag_command, train_command):
+        assert all("--" in words or "`" in words for words in command.WAYS.values())
+    assert set(COMMANDS) >= {"convert", "requantize", "retag", "train"}
