@@ -30,6 +30,7 @@ class Way(Enum):
 
     # choosing types
     ALL_FIT = "{0} holds all of them"
+    NO_TYPE = "no one type holds all of them"
     AUTO = "auto takes for each tensor the smallest type that holds it"
     REST_AS = "store the tensors that match {0} as {1}"
     OTHER_TYPE = "store the tensor in another type, such as f16"
@@ -52,7 +53,7 @@ class Way(Enum):
     BUILD_TESTS = "build the native tests"
     BUILD_PIN = "build the pinned llama.cpp instead"
     GIVE_SDIST = "get the sdist elsewhere, and give it to the build"
-    CONTEXT = "take another context size, {0}"
+    CONTEXT = "take another context size"
     WHERE = "ask for more words, which show where"
     OTHER_DIRECTORY = "choose another directory"
     RESUME = "resume the training that is there"

@@ -56,5 +56,5 @@ def execute(args: argparse.Namespace) -> int:
     return 0
 
 
-def _filled(kind: type[T], args: argparse.Namespace) -> T:
-    return kind(**{field.name: getattr(args, field.name) for field in fields(kind) if field.init})  # type: ignore[arg-type]
+def _filled(options_class: type[T], args: argparse.Namespace) -> T:
+    return options_class(**{field.name: getattr(args, field.name) for field in fields(options_class) if field.init})  # type: ignore[arg-type]

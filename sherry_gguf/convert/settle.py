@@ -94,7 +94,7 @@ def _ways_out(misfits: Sequence[Misfit], asked: TensorType, held: dict[str, list
     each_is_held = all(held[bad.matrix.name] for bad in misfits)
     if each_is_held and (proposed is None or (asked.grid is not None and len(misfits) < len(held))):
         return [Way.AUTO()]
-    names = sorted({_kind(bad.matrix.name) for bad in misfits})
+    names = sorted({_layer_of(bad.matrix.name) for bad in misfits})
     ways = [Way.ALL_FIT(proposed.outtype) if proposed else Way.REST_AS("|".join(names), ANY.lower())]
     # neighbours make groups, and scales are those that the type's blocks can have: another order makes them fit
     if asked is REGRIDDED and SHERRY in of_all and any(t.block == REGRIDDED.block and t.grid is None for t in of_all):
@@ -102,7 +102,7 @@ def _ways_out(misfits: Sequence[Misfit], asked: TensorType, held: dict[str, list
     return ways
 
 
-def _kind(name: str) -> str:
+def _layer_of(name: str) -> str:
     """``blk.3.ffn_down.weight`` -> ``ffn_down``"""
     return name.removesuffix(".weight").rpartition(".")[2]
 

@@ -103,7 +103,7 @@ def _require_exact(members: Sequence[FileTensor], wanted: TensorType, progress: 
         return
     by_name = holders(matrices)
     of_all = [t.outtype for t in by_name[matrices[0].name] if all(t in held for held in by_name.values())]
-    ways = [Way.ALL_FIT(" or ".join(of_all))] if of_all else []
+    ways = [Way.ALL_FIT(" or ".join(of_all)) if of_all else Way.NO_TYPE()]
     with naming(str(members[0].header.path)):
         raise refusal.misfits(found, wanted, len(matrices), sum(matrix.weights for matrix in matrices), ways)
 

@@ -103,12 +103,17 @@ def _write(path: Path, file: GgufFile, ids: dict[str, int], wanted: Target) -> N
             out.seek(info.id_at)
             out.write(wanted.type_id.to_bytes(4, "little"))
         entry = file.header.entries.get(FILE_TYPE_KEY)
-        # the file type of an id that nothing is known of would be the id itself
-        old = {wanted.tensor_type.seen.get(info.type_id) or info.type_id for info in changed}
+        old = {_file_type_with(info.type_id) for info in changed}
         if entry is None or entry.type_id != UINT32 or entry.value not in old or wanted.file_type is None:
             return
         out.seek(entry.value_start)
         out.write(wanted.file_type.to_bytes(4, "little"))
+
+
+def _file_type_with(type_id: int) -> int:
+    """What general.file_type is beside this id in published files; the id itself where none is known."""
+    known = (t.seen.get(type_id) for t in tensor_types())
+    return next((file_type for file_type in known if file_type is not None), type_id)
 
 
 def _require_readable(header: Header, tensors: Sequence[FileTensor]) -> None:

@@ -21,7 +21,7 @@ SHIFTS: Final = np.array([0, 2, 4, 6], dtype=np.uint8)  # of four codes in a byt
 
 def largest_and_signs(weights: F32, block: int) -> tuple[I8, F16]:
     """float32[rows, n*block] -> t int8[rows, n, block]: -1, 0 or 1, d float16[rows, n]: the largest magnitude."""
-    blocks = weights.reshape(len(weights), -1, block)
+    blocks = weights.reshape(len(weights), weights.shape[1] // block, block)
     return signs(blocks), nearest(np.abs(blocks).max(axis=-1))
 
 
@@ -31,7 +31,7 @@ def assemble(dtype: np.dtype[np.void], d: F16, **fields: U8) -> U8:
     out["d"] = d
     for name, value in fields.items():
         out[name] = value
-    return out.view(np.uint8).reshape(len(d), -1)
+    return out.view(np.uint8).reshape(len(d), d.shape[1] * dtype.itemsize)
 
 
 def take_apart(codes: npt.NDArray[Any], zero: int, d: F16) -> Planes:

@@ -106,8 +106,8 @@ def new_dir(path: Path) -> Iterator[Path]:
 
 def keep_recent(cache: Path) -> None:
     """Remove all but the last used directories of each kind. Needs the lock."""
-    for kind in ("source-", "work-", "build-"):
-        by_age = sorted(cache.glob(f"{kind}*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for prefix in ("source-", "work-", "build-"):
+        by_age = sorted(cache.glob(f"{prefix}*"), key=lambda path: path.stat().st_mtime, reverse=True)
         for old in by_age[KEPT:]:
             gone = old.with_name(PARTIAL + old.name)
             old.rename(gone)

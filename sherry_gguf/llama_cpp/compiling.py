@@ -55,7 +55,7 @@ def compile_targets(source: Path, work: Path, config: Config, targets: Sequence[
 
     configure = [cmake, "-S", str(source), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     say("configuring")
-    status, lines = _run([*configure, *config.cmake_arguments()], environment, log, lambda line: None)
+    status, lines = _start([*configure, *config.cmake_arguments()], environment, log, lambda line: None)
     if status != 0:
         (build / "CMakeCache.txt").unlink(missing_ok=True)  # it remembers what it failed with
         _show(_from_first(lines, "CMake Error") or lines[-SHOWN:])
@@ -63,7 +63,7 @@ def compile_targets(source: Path, work: Path, config: Config, targets: Sequence[
 
     build_command = [ninja, "-C", str(build), *([] if jobs is None else ["-j", str(jobs)]), *targets]
     with _Bar() as bar:
-        status, lines = _run(build_command, environment, log, bar.line)
+        status, lines = _start(build_command, environment, log, bar.line)
     if status != 0:
         _show(_relevant(_from_first(lines, "FAILED:")) or lines[-SHOWN:])
         killed = any(re.search(r"\bKilled\b|[Oo]ut of memory|[Cc]annot allocate memory", line) for line in lines)
@@ -89,7 +89,7 @@ def _runs(compiler: str) -> bool:
     return subprocess.run([compiler, "--version"], stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
 
 
-def _run(
+def _start(
     command: list[str], environment: dict[str, str], log: Path, on_line: Callable[[str], None]
 ) -> tuple[int, list[str]]:
     """Run a command; append what it prints to the log and hand on each line; return its status and the lines."""

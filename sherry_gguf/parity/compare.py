@@ -70,7 +70,9 @@ def parity(
     llama.cpp starts; then once beside the files as llama.cpp holds them, of which the one in F32 is as large again.
     """
     if ctx_size < 3:
-        raise SherryError(f"a context of {ctx_size} tokens has no second half that predicts something", Way.CONTEXT(3))
+        raise SherryError(
+            f"a context of {ctx_size} tokens predicts nothing in its second half: 3 are the least", Way.CONTEXT
+        )
     build = llama_cpp.find_build()
     llama_cpp.use_pinned_gguf()
     if not gguf.is_file():

@@ -5,6 +5,7 @@ All is read off the weights themselves, so that a checkpoint without a word of e
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 
@@ -117,18 +118,16 @@ def _family_of_levels(weights: F32) -> Family | None:
     runs = runs[runs.any(axis=1)][:_LEVEL_RUNS]
     if not len(runs):
         return None
-    families = [_family_of_run(run) for run in runs]
+    families = [_family_of_scale_run(part) for part in runs]
     if families.count(None) > (1 - _MOST_RUNS) * len(families):
         return None
-    # a scale run that has only some of the levels looks like a simpler family
-    order = (Family.LEVELS, Family.OFFSET, Family.SEQ, Family.ROUNDED, Family.BINARY)
-    seen = {family for family in families if family is not None and families.count(family) >= _SAME * len(families)}
-    return next((family for family in order if family in seen), None)
+    # a scale run that has only some of the levels looks like another family
+    return Counter(family for family in families if family is not None).most_common(1)[0][0]
 
 
-def _family_of_run(run: F32) -> Family | None:
+def _family_of_scale_run(weights: F32) -> Family | None:
     """float32[32] -> the family whose levels these are; None for too many values to be levels."""
-    levels = _levels(run)
+    levels = _levels(weights)
     if not 1 < len(levels) <= _MOST_LEVELS:
         return None
     low, high = levels[0], levels[-1]
@@ -149,12 +148,12 @@ def _family_of_run(run: F32) -> Family | None:
     return Family.LEVELS
 
 
-def _levels(run: F32) -> npt.NDArray[np.float64]:
+def _levels(weights: F32) -> npt.NDArray[np.float64]:
     """float32[n] -> the values that many of its weights have, ascending; too many where the rest is no few outliers."""
-    values = np.sort(run.astype(np.float64))
+    values = np.sort(weights.astype(np.float64))
     gap = _SAME * (values[-1] - values[0])
     clusters = np.split(values, np.flatnonzero(np.diff(values) > gap) + 1)
-    main = [cluster for cluster in clusters if len(cluster) >= max(2, _MAIN_LEVEL * len(run))]
-    if sum(map(len, main)) < _MOST_RUNS * len(run) or any(np.ptp(cluster) > gap for cluster in main):
+    main = [cluster for cluster in clusters if len(cluster) >= max(2, _MAIN_LEVEL * len(weights))]
+    if sum(map(len, main)) < _MOST_RUNS * len(weights) or any(np.ptp(cluster) > gap for cluster in main):
         return values
     return np.array([cluster.mean() for cluster in main])

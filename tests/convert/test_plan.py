@@ -84,7 +84,7 @@ def test_baked_weights_are_read_off_whatever_config_says(checkpoint):
 
 def test_masked_latents_are_latents_once_declared(checkpoint):
     masked = np.where(baked() == 0, 0, floats()).astype(np.float32)
-    with pytest.raises(SherryError, match=r"sparse.*declare it"):
+    with pytest.raises(SherryError, match=r"sparse.*declare the granularity"):
         plan_of(checkpoint(masked))
     assert sources(plan_of(checkpoint(masked), granularity=Granularity())) == ["latent"]
 

@@ -126,10 +126,10 @@ def test_sherry_refuses_them(apart, tmp_path):
         r"128 weights and one scale, and one zero in every 4 neighbours; 42 of 42 tensors do not fit, "
         r"with ([\d,]+) of 4,718,592 weights; --outtype stq1_0 holds all$"
     )
-    with pytest.raises(SherryError, match=message) as caught:
+    with pytest.raises(SherryError) as caught:
         convert(apart, tmp_path / "x.gguf")
     # scales of 256 fit, so what changes are zeros and the weights that must become some
-    changed = int(re.search(message, str(caught.value))[1].replace(",", ""))
+    changed = int(re.search(message, caught.value.worded(WAYS))[1].replace(",", ""))
     assert 0 < changed < 4718592 // 2
     assert not list(tmp_path.iterdir())
 

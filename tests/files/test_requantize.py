@@ -12,6 +12,7 @@ from packing import FILE_TYPES, IDS, of_codes, pack
 from refusals import refused
 
 from sherry_gguf.cli import main
+from sherry_gguf.commands.requantize import WAYS
 from sherry_gguf.errors import SherryError
 from sherry_gguf.files import tensor
 from sherry_gguf.files.header import read_header
@@ -149,7 +150,7 @@ def test_refused(file, parts, kind):
     held = " or ".join(name.lower() for name in (t.name for t in tensor_types()) if name in HOLD[groups, span])
     with pytest.raises(SherryError) as caught:
         requantize(file, named(new))
-    said = str(caught.value)
+    said = caught.value.worded(WAYS)
     kind = named(new)
     n, in_one_row = count_by_hand(weights, kind), count_by_hand(weights[:1], kind)
     assert said.startswith(f"{file}: blk.0.attn_q.weight: at least {n:,} of {weights.size:,} weights do not fit")
@@ -180,7 +181,7 @@ def count_by_hand(weights, kind):
 def test_rows_that_do_not_fit(file, parts):
     file.write_bytes(parts.gguf_bytes([("a", (384, 8), 512, parts.sherry_blocks(8, 384))]))
     said = r"a: rows of 384 weights do not fit TQ1_0.*; all fit --outtype sherry or q2_0 or q4_0"
-    with pytest.raises(SherryError, match=said):
+    with refused(said, WAYS):
         requantize(file, named("tq1_0"))
 
 

@@ -5,6 +5,8 @@ Its 32 weights take 7 bytes, and a weight is the sum of two ternary values with 
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from packing import pack
@@ -91,7 +93,7 @@ def test_what_is_written_is_read(gguf, file, weights):
     assert TOY.holds(weights)
     assert not TOY.holds(weights + np.eye(6, 1024, dtype=np.float32))
     with pytest.raises(
-        SherryError, match=r"do not fit TOY: its blocks have 32 weights and 2 scales; .* row 3, group 0"
+        SherryError, match=r"do not fit TOY: its blocks have 32 weights and 2 scales; .* row 3, group 1"
     ):
         TOY.pack(weights + (np.arange(6) == 3)[:, None] * np.eye(6, 1024, 3, dtype=np.float32))
 
@@ -99,7 +101,7 @@ def test_what_is_written_is_read(gguf, file, weights):
 def test_inspect(file, capsys):
     assert main(["inspect", str(file)]) == 0
     said = capsys.readouterr().out
-    assert "TOY            │ 600 │       2 │  12,288 │ 2,688 │  1.7500" in said
+    assert re.search(r"TOY +│ 600 +│ +2 +│ +12,288 │ +2,688 │ +1\.7500", said), said
     assert "TOY (id 600)" in said
     assert "dense ternary" in said
     assert "it does not know id 600 (TOY, 2 tensors)" in said
@@ -125,5 +127,5 @@ def test_requantize_refuses(file, capsys):
 
 
 def test_convert_refuses_with_the_types_that_fit(gguf, tiny_checkpoint, tmp_path):
-    with refused(r"^blk\.\S+: [\d,]+ of 196,608 weights do not fit TOY .*; 42 of 42 .*; --outtype sherry holds all$"):
+    with refused(r"^blk\.\S+: [\d,]+ of 196,608 weights do not fit TOY .*; 42 of 42 .*; --outtype q2_0 holds all$"):
         convert(tiny_checkpoint, tmp_path / "x.gguf", types=TypeChoice(outtype="toy"))

@@ -38,10 +38,9 @@ def write_f32(
     for tensor in reader.tensors:
         values = (replace or {}).get(tensor.name)
         if values is None:
-            sherry = tensor.tensor_type == SHERRY.type_id
-            values = (
-                sherry.SHERRY.dequantize(tensor.data) if sherry else gguf.dequantize(tensor.data, tensor.tensor_type)
-            )
+            is_sherry = tensor.tensor_type == SHERRY.type_id
+            dequantized = SHERRY.dequantize(tensor.data) if is_sherry else None
+            values = gguf.dequantize(tensor.data, tensor.tensor_type) if dequantized is None else dequantized
         writer.add_tensor(tensor.name, np.ascontiguousarray(values, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

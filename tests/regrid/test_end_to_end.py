@@ -6,11 +6,11 @@ import pytest
 
 from sherry_gguf.checkpoint import Checkpoint, Source
 from sherry_gguf.convert import TypeChoice, convert
+from sherry_gguf.convert.regridded import is_regridded
 from sherry_gguf.parity import reference, scoring
 from sherry_gguf.parity.compare import parity
 from sherry_gguf.parity.findings import Limits
 from sherry_gguf.parity.runtime import open_logits
-from sherry_gguf.weights.channel_order import is_regridded
 
 pytestmark = [pytest.mark.runtime, pytest.mark.usefixtures("pinned_gguf")]
 

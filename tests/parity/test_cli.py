@@ -40,7 +40,7 @@ def test_bad_numbers_are_bad_usage(arguments, capsys):
 
 def test_a_chunk_that_predicts_nothing_is_refused(capsys):
     assert run_command("parity", [*ARGUMENTS, "--ctx-size", "2"]) == 1
-    assert "take another --ctx-size, at least 3" in capsys.readouterr().err
+    assert "3 are the least; take another --ctx-size" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
