@@ -1,5 +1,6 @@
 # make demo   convert the shipped checkpoint, generate text with llama-cli, compare with PyTorch
 # make test   everything that CI runs
+# make quick  the tests that need no compiler
 # Both make .venv and build llama.cpp on first use; later runs find both ready.
 
 PYTHON  ?= python3
@@ -9,7 +10,7 @@ MODEL   := tests/data/sotu-sherry
 TEXT    := tests/data/sotu-heldout.txt
 GGUF    := .demo/sotu-sherry-SHERRY.gguf
 
-.PHONY: demo test clean
+.PHONY: demo test quick clean
 
 demo: $(READY)
 	@mkdir -p $(dir $(GGUF))
@@ -21,6 +22,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/sherry-gguf build --tests
 	$(BIN)/python -m pytest
+
+quick: $(READY)
+	$(BIN)/python -m pytest -m "not runtime and not slow" tests/formats tests/weights tests/checkpoint tests/files tests/test_house.py
 
 $(READY): pyproject.toml scripts/constraints.txt
 	$(PYTHON) -m venv .venv

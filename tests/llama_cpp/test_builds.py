@@ -219,9 +219,7 @@ def test_no_compiler_is_said_before_anything_is_fetched(
 
 def test_a_program_that_was_not_built(cache: Path, fetched: PatchSet) -> None:
     made = build(["hello", "tiny"], patches=fetched)
-    with pytest.raises(
-        SherryError, match="no program 'llama-cly' is built; there are hello; build the target llama-cly"
-    ):
+    with pytest.raises(SherryError, match="no program 'llama-cly' is built; there are hello; build the target"):
         made.program("llama-cly")
     with pytest.raises(SherryError, match="no program 'tiny' is built"):
         made.program("tiny")
