@@ -3,7 +3,7 @@
 
     python scripts/bench_kernels.py [--kernels tile-avx2 ...] [--types tq2_0 ...] [--tokens 1 4] [--from-memory]
 
-First it checks: with scales of 1 a kernel gives integers, and they equal the NumPy oracle's (sherry_gguf.blocks).
+First it checks: with scales of 1 a kernel gives integers, and they equal the NumPy oracle's (sherry_gguf.formats).
 Then it times, in a loop in C, a matrix times a few columns of activations, as ggml's matrix product calls the kernel:
 tile-* over tiles of 32 rows with look-up tables made beforehand, row-* and the other types' vec_dot row by row.
 Of STQ1_0 there is one more, row-stq1_0-by-block: the public way (stq1_by_block.c). Tiles of it are those of SHERRY.
@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from kernel_tables import row_kernels, tile_kernels
 from limits import Loops, limits, limits_line, machine
 from stq1_rows import stq1_rows
 
@@ -42,7 +43,6 @@ from sherry_gguf.formats.sherry import SHERRY
 
 U8 = npt.NDArray[np.uint8]
 
-ISAS = ("generic", "avx2", "avx512", "neon")
 TILE_ROWS = 32
 TILE_BYTES = TILE_ROWS * SHERRY.block_bytes
 UNIT = 512  # rows: a sample from memory takes some of these
@@ -60,20 +60,6 @@ class TraitsCpu(ctypes.Structure):
         ("vec_dot", ctypes.c_void_p),
         ("vec_dot_type", ctypes.c_int),
         ("nrows", ctypes.c_int64),
-    )
-
-
-class TileKernel(ctypes.Structure):
-    """ggml_sherry_tile_kernel of tile.h."""
-
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("table_bytes", ctypes.c_size_t),
-        ("max_tiles", ctypes.c_int),
-        ("pack", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)),
-        ("unpack", ctypes.c_void_p),
-        ("tables", ctypes.c_void_p),
-        ("mul", ctypes.c_void_p),
     )
 
 
@@ -118,21 +104,6 @@ class Ggml:
         for column in range(columns):
             self.traits(type_id).from_float(values[column].ctypes.data, out[column].ctypes.data, k)
         return out
-
-    def tile_kernels(self) -> dict[str, Any]:
-        find = self.cpu.ggml_sherry_tile_kernel_named
-        find.restype = ctypes.POINTER(TileKernel)
-        named = {isa: find(isa.encode()) for isa in ISAS}
-        return {isa: kernel.contents for isa, kernel in named.items() if kernel}
-
-    def row_kernels(self) -> dict[str, int]:
-        """Addresses of SHERRY's vec_dot."""
-        names = {isa: f"ggml_vec_dot_sherry_q8_sherry_{isa}" for isa in ISAS}
-        return {
-            isa: ctypes.cast(getattr(self.cpu, name), ctypes.c_void_p).value or 0
-            for isa, name in names.items()
-            if hasattr(self.cpu, name)
-        }
 
 
 def aligned(shape: tuple[int, ...], dtype: Any = np.uint8) -> npt.NDArray[Any]:
@@ -210,7 +181,7 @@ class Bench:
             out.append(matrix)
         return out
 
-    def row_kernel(self, name: str, type_name: str, vec_dot: int, packed: U8, activations: U8) -> Kernel:
+    def row_kernel(self, name: str, type_name: str, vec_dot: Any, packed: U8, activations: U8) -> Kernel:
         row_bytes, length = packed.shape[1], self.length
         rows = self.matrix_rows(row_bytes)
         weights = self.matrices(packed, 1, rows)
@@ -221,7 +192,7 @@ class Bench:
         def run(tokens: int, first: int, count: int, repeat: int) -> float:
             parts = [
                 (
-                    ctypes.c_void_p(vec_dot), length, count, ctypes.c_size_t(row_bytes),
+                    ctypes.cast(vec_dot, ctypes.c_void_p), length, count, ctypes.c_size_t(row_bytes),
                     ctypes.c_void_p(matrix[first:].ctypes.data), tokens, ctypes.c_size_t(x.shape[1]),
                     ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(output.ctypes.data), repeat,
                 )
@@ -249,7 +220,7 @@ class Bench:
 
         def make_tables(tokens: int, repeat: int = 1) -> float:
             part = (
-                ctypes.c_void_p(kernel.tables), n_blocks, tokens, ctypes.c_size_t(x.shape[1] // n_blocks),
+                ctypes.cast(kernel.tables, ctypes.c_void_p), n_blocks, tokens, ctypes.c_size_t(x.shape[1] // n_blocks),
                 ctypes.c_void_p(x.ctypes.data), ctypes.c_size_t(kernel.table_bytes),
                 ctypes.c_void_p(tables[tokens].ctypes.data), repeat,
             )  # fmt: skip
@@ -261,7 +232,7 @@ class Bench:
         def run(tokens: int, first: int, count: int, repeat: int) -> float:
             parts = [
                 (
-                    ctypes.c_void_p(kernel.mul), kernel.max_tiles, n_blocks, count // TILE_ROWS,
+                    ctypes.cast(kernel.mul, ctypes.c_void_p), kernel.max_tiles, n_blocks, count // TILE_ROWS,
                     ctypes.c_size_t(TILE_BYTES), ctypes.c_void_p(matrix[first // TILE_ROWS :].ctypes.data), tokens,
                     ctypes.c_size_t(kernel.table_bytes), ctypes.c_void_p(tables[tokens].ctypes.data),
                     ctypes.c_void_p(scales.ctypes.data), ctypes.c_void_p(output.ctypes.data), repeat,
@@ -302,20 +273,19 @@ class Bench:
                 f"token {column}: {kernel.result(rows)[column, row]:g} instead of {self.problem.expected[column, row]}"
             )
 
-    def check_integers(self, isa: str) -> None:
+    def check_integers(self, name: str, kernel: Any) -> None:
         """Raises SherryError unless the integers inside vec_dot are the oracle's, block by block."""
         out = np.empty(self.length // SHERRY.block, dtype=np.int32)
         for column, row in np.ndindex(self.columns, DISTINCT):
             arrays = out, self.problem.weights[row], self.problem.activations[column]
-            pointers = (ctypes.c_void_p(array.ctypes.data) for array in arrays)
-            getattr(self.ggml.cpu, f"ggml_sherry_isums_{isa}")(self.length, *pointers)
+            kernel.sherry.isums(self.length, *(array.ctypes.data for array in arrays))
             if not np.array_equal(out, self.problem.sums[column, row]):
-                raise SherryError(f"row-{isa} has wrong integer sums in row {row}, token {column}")
+                raise SherryError(f"{name} has wrong integer sums in row {row}, token {column}")
 
     def kernels(self, wanted: list[str] | None, types: list[str]) -> list[Kernel]:
         """Those of SHERRY, checked, and the other types'."""
-        tiles = {f"tile-{isa}": kernel for isa, kernel in self.ggml.tile_kernels().items()}
-        rows = {f"row-{isa}": vec_dot for isa, vec_dot in self.ggml.row_kernels().items()}
+        tiles = {f"tile-{isa}": kernel for isa, kernel in tile_kernels(self.ggml.cpu).items()}
+        rows = {f"row-{isa}": kernel for isa, kernel in row_kernels(self.ggml.cpu).items()}
         names = [*tiles, *rows] if wanted is None else wanted
         for name in names:
             if name not in tiles and name not in rows:
@@ -325,9 +295,9 @@ class Bench:
             if name in tiles:
                 kernel = self.tile_kernel(name, tiles[name])
             else:
-                self.check_integers(name.removeprefix("row-"))
+                self.check_integers(name, rows[name])
                 data = self.problem.weights, self.problem.activations
-                kernel = self.row_kernel(name, "sherry", rows[name], *data)
+                kernel = self.row_kernel(name, "sherry", rows[name].sherry.vec_dot, *data)
             self.check(kernel)
             out.append(kernel)
         others = (stq1_rows(self) if name == "stq1_0" else [self.peer(name)] for name in types)

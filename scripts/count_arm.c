@@ -4,7 +4,7 @@
 
 #include "ggml-cpu/quants.h" // before ggml-common.h: it chooses what that declares
 #include "ggml-common.h"
-#include "ggml-cpu/sherry/stq1.h"
+#include "ggml-cpu/sherry/row.h"
 #include "ggml-cpu/sherry/tile.h"
 
 #include <stdlib.h>
@@ -45,25 +45,26 @@ int main(int argc, char ** argv) {
     }
     const char * what  = argv[1];
     const int    calls = atoi(argv[2]);
-    const struct ggml_sherry_tile_kernel * kernel = ggml_sherry_tile_kernel_named("neon");
+    const struct ggml_sherry_row_kernel  * rows  = ggml_sherry_row_kernel_named("neon");
+    const struct ggml_sherry_tile_kernel * tiles = ggml_sherry_tile_kernel_named("neon");
     float s;
 
     for (int i = 0; i < calls; ++i) {
         if (strcmp(what, "row") == 0) {
-            ggml_vec_dot_sherry_q8_sherry_neon(N, &s, 0, row, 0, x, 0, 1);
+            rows->sherry.vec_dot(N, &s, 0, row, 0, x, 0, 1);
         } else if (strcmp(what, "stq1_0") == 0) {
-            ggml_vec_dot_stq1_0_q8_stq1_0_neon(N, &s, 0, stq1, 0, x, 0, 1);
+            rows->stq1_0.vec_dot(N, &s, 0, stq1, 0, x, 0, 1);
         } else if (strcmp(what, "tq2_0") == 0) {
             ggml_vec_dot_tq2_0_q8_K(N, &s, 0, tq2_0, 0, q8_K, 0, 1);
         } else if (strcmp(what, "quantize") == 0) {
             floats[0] = 1;
-            quantize_row_q8_sherry_neon(floats, x, N);
+            rows->sherry.quantize(floats, x, N);
         } else if (strcmp(what, "tables") == 0) {
             for (int b = 0; b < BLOCKS; ++b) {
-                kernel->tables(x + b, tables + b*kernel->table_bytes);
+                tiles->tables(x + b, tables + b*tiles->table_bytes);
             }
         } else if (strncmp(what, "tile", 4) == 0) {
-            tile_mul(kernel, atoi(what + 4));
+            tile_mul(tiles, atoi(what + 4));
         } else {
             return 1;
         }

@@ -55,7 +55,8 @@ def compile_program(source: Path, folder: Path, flags: str) -> Path:
     """The counting program for one set of instructions, from the patched tree ``source``."""
     ggml = source / "ggml"
     cpu = ggml / "src/ggml-cpu"
-    sources = [MAIN, cpu / "arch/arm/quants.c", *sorted((cpu / "sherry").glob("*.c"))]
+    types = [ggml / "src" / name for name in ("ggml-sherry.c", "ggml-stq1.c")]
+    sources = [MAIN, cpu / "arch/arm/quants.c", *types, *sorted((cpu / "sherry").glob("*.c"))]
     includes = [f"-I{path}" for path in (ggml / "include", ggml / "src", cpu)]
     # most of what upstream's file needs is not linked, as nothing calls it
     options = ["-std=c11", "-D_GNU_SOURCE", "-O3", "-DNDEBUG", "-static", flags]

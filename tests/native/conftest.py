@@ -6,19 +6,23 @@ import contextlib
 import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from kernel_tables import ISAS, RowOps, TileKernel, row_kernels, tile_kernels
 
 from sherry_gguf import llama_cpp
+from sherry_gguf.formats import sherry
 from sherry_gguf.formats.groups import GROUP
-from sherry_gguf.formats.sherry import SHERRY
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
+
+BLOCK = sherry.SHERRY.block  # and activations that share a scale
 
 
 @dataclass(frozen=True)
@@ -33,20 +37,17 @@ class Kind:
     order: npt.NDArray[np.int64]  # [128]: byte i of a block of activations is activation order[i]
 
 
-_plane, _place = np.divmod(np.arange(SHERRY.block), SHERRY.block // GROUP)
+_plane, _place = np.divmod(np.arange(BLOCK), BLOCK // GROUP)
 _group = _place % 16 * 2 + _place // 16  # of half a block of STQ1_0: the even ones, then the odd ones
 
-SHERRY = Kind("sherry", "sherry", SHERRY.type_id, SHERRY.block, SHERRY.block_bytes, 4 * _place + _plane)
+SHERRY = Kind("sherry", "sherry", sherry.SHERRY.type_id, BLOCK, sherry.SHERRY.block_bytes, 4 * _place + _plane)
 STQ1_0 = Kind("stq1_0", "stq1", 43, 256, 42, _group // 16 * 64 + _group % 16 + 16 * _plane)
 
 # block_q8_sherry of ggml-sherry.h
-ACTIVATIONS = np.dtype([("d", np.float32), ("sum", np.int32), ("qs", np.int8, SHERRY.block)])
+ACTIVATIONS = np.dtype([("d", np.float32), ("sum", np.int32), ("qs", np.int8, BLOCK)])
 
-Kernel = Literal["generic", "avx2", "neon"]
-
-TILE_KERNELS = ("generic", "avx2", "avx512", "neon")
 TILE_ROWS = 32
-TILE_BYTES = TILE_ROWS * SHERRY.block_bytes
+TILE_BYTES = TILE_ROWS * sherry.SHERRY.block_bytes
 
 GGML_TYPE_F32 = 0
 GGML_TYPE_I32 = 26
@@ -54,26 +55,6 @@ GGML_TYPE_I32 = 26
 
 class _InitParams(ctypes.Structure):
     _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
-
-
-class TileKernel(ctypes.Structure):
-    """ggml_sherry_tile_kernel of tile.h."""
-
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("table_bytes", ctypes.c_size_t),
-        ("max_tiles", ctypes.c_int),
-        ("pack", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)),
-        ("unpack", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)),
-        ("tables", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)),
-        (
-            "mul",
-            ctypes.CFUNCTYPE(
-                None, ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int, ctypes.c_int,
-                ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_bool, ctypes.c_bool,
-            ),
-        ),
-    )  # fmt: skip
 
 
 def pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
@@ -119,13 +100,14 @@ class Ggml:
         valid: bool = self.base.ggml_validate_row_data(type_id, pointer(data), ctypes.c_size_t(data.nbytes))
         return valid
 
-    def activations(self, kernel: Kernel, x: F32, kind: Kind = SHERRY) -> npt.NDArray[np.void]:
+    def row(self, kernel: str, kind: Kind) -> RowOps:
+        ops: RowOps = getattr(row_kernels(self.cpu)[kernel], kind.name)
+        return ops
+
+    def activations(self, kernel: str, x: F32, kind: Kind = SHERRY) -> npt.NDArray[np.void]:
         """float32[k] -> ACTIVATIONS[k/128]."""
-        name = f"quantize_row_q8_{kind.name}"
-        generic = kernel == "generic"
-        function = getattr(self.base, f"{name}_ref") if generic else getattr(self.cpu, f"{name}_{kernel}")
-        out = np.zeros(x.size // SHERRY.block, dtype=ACTIVATIONS)
-        function(pointer(x), pointer(out), ctypes.c_int64(x.size))
+        out = np.zeros(x.size // BLOCK, dtype=ACTIVATIONS)
+        self.row(kernel, kind).quantize(pointer(x), pointer(out), x.size)
         return out
 
     @staticmethod
@@ -140,24 +122,19 @@ class Ggml:
     @staticmethod
     def unpack_activations(x: npt.NDArray[np.void], kind: Kind = SHERRY) -> npt.NDArray[np.int8]:
         """ACTIVATIONS[n] -> int8[n, 128] in the order of the weights, without their scale."""
-        lanes = np.empty((x.size, SHERRY.block), np.int8)
+        lanes = np.empty((x.size, BLOCK), np.int8)
         lanes[:, kind.order] = x["qs"]
         return lanes
 
-    def integer_sums(
-        self, kernel: Kernel, row: U8, x: npt.NDArray[np.void], kind: Kind = SHERRY
-    ) -> npt.NDArray[np.int32]:
+    def integer_sums(self, kernel: str, row: U8, x: npt.NDArray[np.void], kind: Kind = SHERRY) -> npt.NDArray[np.int32]:
         """One row of blocks and its activations -> int32[k/128], the sums inside vec_dot."""
         out = np.empty(x.size, dtype=np.int32)
-        function = getattr(self.cpu, f"ggml_{kind.prefix}_isums_{kernel}")
-        function(x.size * SHERRY.block, pointer(out), pointer(row), pointer(x))
+        self.row(kernel, kind).isums(x.size * BLOCK, pointer(out), pointer(row), pointer(x))
         return out
 
-    def vec_dot(self, kernel: Kernel, row: U8, x: npt.NDArray[np.void], kind: Kind = SHERRY) -> float:
+    def vec_dot(self, kernel: str, row: U8, x: npt.NDArray[np.void], kind: Kind = SHERRY) -> float:
         out = np.empty(1, dtype=np.float32)
-        zero = ctypes.c_size_t(0)
-        function = getattr(self.cpu, f"ggml_vec_dot_{kind.name}_q8_{kind.name}_{kernel}")
-        function(x.size * SHERRY.block, pointer(out), zero, pointer(row), zero, pointer(x), zero, 1)
+        self.row(kernel, kind).vec_dot(x.size * BLOCK, pointer(out), 0, pointer(row), 0, pointer(x), 0, 1)
         return float(out[0])
 
     def compute(
@@ -201,13 +178,6 @@ class Ggml:
                 yield TiledTensor(self.base, tensor)
             finally:
                 self.base.ggml_backend_buffer_free(buffer)
-
-    def tile_kernels(self) -> dict[str, TileKernel]:
-        """Those that this library has, by name."""
-        find = self.cpu.ggml_sherry_tile_kernel_named
-        find.restype = ctypes.POINTER(TileKernel)
-        found = {name: find(name.encode()) for name in TILE_KERNELS}
-        return {name: kernel.contents for name, kernel in found.items() if kernel}
 
 
 @dataclass(frozen=True)
@@ -291,11 +261,10 @@ def skip_without(ggml: Ggml, name: str, found: bool) -> None:
 
 
 @pytest.fixture(params=["generic", "avx2", "neon"])
-def kernel(request: pytest.FixtureRequest, ggml: Ggml) -> Kernel:
-    """vec_dot of one row."""
-    name: Kernel = request.param
-    skip_without(ggml, name, hasattr(ggml.cpu, f"ggml_vec_dot_sherry_q8_sherry_{name}"))
-    return name
+def kernel(request: pytest.FixtureRequest, ggml: Ggml) -> str:
+    """Of one row."""
+    skip_without(ggml, request.param, request.param in row_kernels(ggml.cpu))
+    return str(request.param)
 
 
 @pytest.fixture
@@ -303,11 +272,24 @@ def stq1_0() -> Kind:
     return STQ1_0
 
 
-@pytest.fixture(params=TILE_KERNELS)
+@pytest.fixture(params=ISAS)
 def tile_kernel(request: pytest.FixtureRequest, ggml: Ggml) -> TileKernel:
-    kernels = ggml.tile_kernels()
+    kernels = tile_kernels(ggml.cpu)
     skip_without(ggml, request.param, request.param in kernels)
     return kernels[request.param]
+
+
+@pytest.fixture(scope="session")
+def kernels_program(runtime: llama_cpp.Build) -> list[str]:
+    """What a C compiler takes to make the program kernels.c with all kernels that its flags allow."""
+    ggml = runtime.source / "ggml"
+    sources = [
+        Path(__file__).with_name("kernels.c"),
+        ggml / "src/ggml-sherry.c",
+        ggml / "src/ggml-stq1.c",
+        *sorted((ggml / "src/ggml-cpu/sherry").glob("*.c")),
+    ]
+    return [*(f"-I{ggml / folder}" for folder in ("include", "src", "src/ggml-cpu")), *map(str, sources), "-lm"]
 
 
 @pytest.fixture(scope="session")

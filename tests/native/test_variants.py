@@ -1,4 +1,4 @@
-"""One library for each kind of processor, of which the one that runs takes the best: each has the tiles it should have.
+"""One library for each kind of processor, of which the one that runs takes the best: each has the kernels it should.
 
 Distributions build ggml like this. It also puts kernels into the matrix product that a build for this machine does not
 take, because it has better ones.
@@ -30,7 +30,8 @@ pytestmark = [
     ),
 ]
 
-KERNELS = {"x64": "generic", "haswell": "avx2", "skylakex": "avx512"}
+# of tiles, of rows
+KERNELS = {"x64": ["generic", "generic"], "haswell": ["avx2", "avx2"], "skylakex": ["avx512", "avx2"]}
 
 # Optimized as far as it does not take long. Not the target "ggml": it wants all variants.
 DEFINES = [
@@ -46,15 +47,18 @@ SCRIPT = """
 import ctypes, importlib.util, json, sys
 import numpy as np
 
-conftest, base, cpu, operands, result = sys.argv[1:]
+scripts, conftest, base, cpu, operands, result = sys.argv[1:]
+sys.path.append(scripts)
 spec = importlib.util.spec_from_file_location("native_conftest", conftest)
 module = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = module
 spec.loader.exec_module(module)
 ggml = module.Ggml(ctypes.CDLL(base), ctypes.CDLL(cpu))
 
-best = ggml.cpu.ggml_sherry_best_tile_kernel
-best.restype = ctypes.POINTER(module.TileKernel)
+best = []
+for find in ggml.cpu.ggml_sherry_best_tile_kernel, ggml.cpu.ggml_sherry_best_row_kernel:
+    find.restype = ctypes.POINTER(ctypes.c_char_p)  # its name comes first
+    best.append(find().contents.value.decode())
 score = ggml.cpu.ggml_backend_score()  # 0: this processor cannot run it
 if score:
     ggml.cpu.ggml_cpu_init()
@@ -62,7 +66,7 @@ if score:
     weights = arrays["weights"]
     activations = [arrays[name] for name in arrays.files if name != "weights"]
     np.savez(result, *(ggml.compute("mul_mat", weights, x, tiles=True) for x in activations))
-print(json.dumps([best().contents.name.decode(), score]))
+print(json.dumps([best, score]))
 """
 
 
@@ -118,8 +122,10 @@ def problem() -> tuple[Any, list[Any], list[Any]]:
 
 
 @pytest.fixture(scope="module")
-def ran(build: llama_cpp.Build, problem: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of each variant: its kernel, its score, and its products if the score is not 0."""
+def ran(
+    build: llama_cpp.Build, problem: Any, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """Of each variant: its kernels, its score, and its products if the score is not 0."""
     folder = tmp_path_factory.mktemp("variants")
     weights, activations, _ = problem
     np.savez(folder / "operands.npz", *activations, weights=weights)
@@ -127,17 +133,17 @@ def ran(build: llama_cpp.Build, problem: Any, tmp_path_factory: pytest.TempPathF
     for variant in KERNELS:
         libraries = [build.bin_dir / name for name in ("libggml-base.so", f"libggml-cpu-{variant}.so")]
         arrays = folder / "operands.npz", folder / f"{variant}.npz"
-        files = [Path(__file__).with_name("conftest.py"), *libraries, *arrays]
+        files = [repository / "scripts", Path(__file__).with_name("conftest.py"), *libraries, *arrays]
         command = [sys.executable, "-c", SCRIPT, *map(str, files)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        kernel, score = json.loads(done.stdout)
-        out[variant] = kernel, score, list(np.load(arrays[1]).values()) if score else None
+        kernels, score = json.loads(done.stdout)
+        out[variant] = kernels, score, list(np.load(arrays[1]).values()) if score else None
     return out
 
 
 @pytest.mark.parametrize("variant", KERNELS)
-def test_kernel_of_a_variant(ran: dict[str, Any], variant: str) -> None:
+def test_kernels_of_a_variant(ran: dict[str, Any], variant: str) -> None:
     assert ran[variant][0] == KERNELS[variant]
 
 
@@ -181,5 +187,5 @@ def test_ggml_loads_the_best_variant(loader: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LOADS, str(loader)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     library, kernel, buffer_types = json.loads(done.stdout)
-    assert (library, kernel) == (f"libggml-cpu-{best}.so", KERNELS[best])
+    assert (library, kernel) == (f"libggml-cpu-{best}.so", KERNELS[best][0])
     assert "CPU_SHERRY" in buffer_types  # where llama.cpp looks for one to put weights in

@@ -3,8 +3,8 @@
 #include "ggml-backend-impl.h"
 #include "ggml-cpu.h"
 #include "ggml-impl.h"
+#include "ggml-stq1.h"
 #include "mul_mat.h"
-#include "stq1.h"
 #include "tile.h"
 #include "traits.h"
 

@@ -1,7 +1,7 @@
 #include "mul_mat.h"
 
 #include "ggml-impl.h"
-#include "stq1.h"
+#include "row.h"
 #include "tile.h"
 
 #include <algorithm>

@@ -1,12 +1,10 @@
-#include "stq1.h"
+#include "isa.h"
+#include "row.h"
 
-#include "ggml-cpu-impl.h"
+#if defined(SHERRY_ISA_AVX2)
 
-#include <assert.h>
-#include <math.h>
+#include <immintrin.h>
 #include <string.h>
-
-#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
 // vec_dot of one row, SHERRY x Q8_SHERRY, AVX2: one block of 128 weights at a time. STQ1_0 x Q8_STQ1_0: half a block.
 //
@@ -25,9 +23,9 @@
 // more than unpacking two. One Ice Lake core with VNNI, Gweights/s: in cache 43 (TQ2_0 65), from memory 40 (TQ2_0 34).
 
 // Products of four bytes summed into 32 bits, where a compiler may use VNNI: four instructions for nine.
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#if defined(SHERRY_ISA_AVX512VNNI_VL)
 #define DPBUSD _mm256_dpbusd_epi32
-#elif defined(__AVXVNNI__)
+#elif defined(SHERRY_ISA_AVXVNNI)
 #define DPBUSD _mm256_dpbusd_avx_epi32
 #endif
 
@@ -45,34 +43,37 @@ static inline int16_t load_i16(const void * p) {
     return v;
 }
 
+typedef __m256i isums;
+typedef __m256  floats;
+
 // where the sign of the group is that byte g of a register belongs to
 typedef struct {
     __m256i byte;
     __m256i bit;
-} sign_place;
+} signs_at;
 
-static inline sign_place sherry_signs(void) {
-    const sign_place place = {
+static inline signs_at sherry_signs(void) {
+    const signs_at at = {
         _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3),
         _mm256_set1_epi64x((int64_t) 0x8040201008040201),
     };
-    return place;
+    return at;
 }
 
 // the low nibbles of qs are the even groups, the high ones the odd groups
-static inline sign_place stq1_signs(void) {
-    const sign_place place = {
+static inline signs_at stq1_0_signs(void) {
+    const signs_at at = {
         TABLE(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
         _mm256_setr_epi32(0x40100401, 0x40100401, 0x40100401, 0x40100401,
             (int) 0x80200802, (int) 0x80200802, (int) 0x80200802, (int) 0x80200802),
     };
-    return place;
+    return at;
 }
 
 // q[p]: byte g is weight p of group g, plus 1
-static inline void decode(const uint8_t * codes, const uint8_t * four_signs, sign_place place, __m256i q[4]) {
-    const __m256i signs = _mm256_shuffle_epi8(_mm256_set1_epi32((int) load_u32(four_signs)), place.byte);
-    const __m256i sign  = _mm256_cmpeq_epi8(_mm256_and_si256(signs, place.bit), place.bit); // 0 or -1
+static inline void decode(const uint8_t * codes, const uint8_t * four_signs, signs_at at, __m256i q[4]) {
+    const __m256i signs = _mm256_shuffle_epi8(_mm256_set1_epi32((int) load_u32(four_signs)), at.byte);
+    const __m256i sign  = _mm256_cmpeq_epi8(_mm256_and_si256(signs, at.bit), at.bit); // 0 or -1
 
     const __m256i qs = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *) codes));
     const __m256i index = _mm256_and_si256(_mm256_srlv_epi64(qs, _mm256_setr_epi64x(0, 0, 4, 4)), _mm256_set1_epi8(0xF));
@@ -91,9 +92,9 @@ static inline void decode(const uint8_t * codes, const uint8_t * four_signs, sig
 }
 
 // eight 32-bit parts of the sum over the block of weight*y.qs
-static inline __m256i isum(const uint8_t * codes, const uint8_t * signs, sign_place place, const block_q8_sherry * y) {
+static inline isums isum(const uint8_t * qs, const uint8_t * signs, signs_at at, const block_q8_sherry * y) {
     __m256i q[4];
-    decode(codes, signs, place, q);
+    decode(qs, signs, at, q);
 
     const __m256i * planes = (const __m256i *) y->qs;
 #if defined(DPBUSD)
@@ -114,90 +115,28 @@ static inline __m256i isum(const uint8_t * codes, const uint8_t * signs, sign_pl
 #endif
 }
 
-static inline __m256i block_isum(const block_sherry * x, const block_q8_sherry * y) {
-    return isum(x->qs, x->signs, sherry_signs(), y);
-}
-
-static inline __m256i half_isum(const block_stq1_0 * x, int half, const block_q8_sherry * y) {
-    return isum(x->qs + 16*half, x->sign + 4*half, stq1_signs(), y);
-}
-
-static inline __m256 scale(const uint8_t * d, const block_q8_sherry * y) {
-    return _mm256_mul_ps(_mm256_cvtph_ps(_mm_set1_epi16(load_i16(d))), _mm256_set1_ps(y->d));
-}
-
-static inline float reduce_ps(__m256 v) {
-    __m128 r = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    r = _mm_add_ps(r, _mm_movehl_ps(r, r));
-    r = _mm_add_ss(r, _mm_movehdup_ps(r));
-    return _mm_cvtss_f32(r);
-}
-
-static inline int32_t reduce_epi32(__m256i v) {
+static inline int32_t reduce_isum(isums v) {
     __m128i r = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     r = _mm_add_epi32(r, _mm_shuffle_epi32(r, _MM_SHUFFLE(1, 0, 3, 2)));
     r = _mm_add_epi32(r, _mm_shuffle_epi32(r, _MM_SHUFFLE(2, 3, 0, 1)));
     return _mm_cvtsi128_si32(r);
 }
 
-void ggml_sherry_isums_avx2(int n, int32_t * GGML_RESTRICT sums, const void * GGML_RESTRICT vx, const void * GGML_RESTRICT vy) {
-    const block_sherry    * GGML_RESTRICT x = vx;
-    const block_q8_sherry * GGML_RESTRICT y = vy;
-
-    for (int i = 0; i < n/QK_SHERRY; ++i) {
-        sums[i] = reduce_epi32(block_isum(x + i, y + i));
-    }
+static inline float reduce(floats v) {
+    __m128 r = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    r = _mm_add_ps(r, _mm_movehl_ps(r, r));
+    r = _mm_add_ss(r, _mm_movehdup_ps(r));
+    return _mm_cvtss_f32(r);
 }
 
-void ggml_vec_dot_sherry_q8_sherry_avx2(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) {
-    assert(n % QK_SHERRY == 0);
-    assert(nrc == 1);
-    GGML_UNUSED(bs);
-    GGML_UNUSED(bx);
-    GGML_UNUSED(by);
-    GGML_UNUSED(nrc);
-
-    const block_sherry    * GGML_RESTRICT x = vx;
-    const block_q8_sherry * GGML_RESTRICT y = vy;
-
-    __m256 sum = _mm256_setzero_ps();
-    for (int i = 0; i < n/QK_SHERRY; ++i) {
-        // about 90 blocks ahead, in this row or the next ones: 12% faster from memory, free in cache
-        // as an integer, because a pointer must not leave its array
-        _mm_prefetch((const char *) ((uintptr_t) (x + i) + 2048), _MM_HINT_T0);
-        sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(block_isum(x + i, y + i)), scale(x[i].d, y + i), sum);
-    }
-    *s = reduce_ps(sum);
+static inline floats add_scaled(floats sum, isums isum, const uint8_t * d, const block_q8_sherry * y) {
+    const __m256 scale = _mm256_mul_ps(_mm256_cvtph_ps(_mm_set1_epi16(load_i16(d))), _mm256_set1_ps(y->d));
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum), scale, sum);
 }
 
-void ggml_stq1_isums_avx2(int n, int32_t * GGML_RESTRICT sums, const void * GGML_RESTRICT vx, const void * GGML_RESTRICT vy) {
-    const block_stq1_0    * GGML_RESTRICT x = vx;
-    const block_q8_sherry * GGML_RESTRICT y = vy;
-
-    for (int i = 0; i < n/QK_SHERRY; ++i) {
-        sums[i] = reduce_epi32(half_isum(x + i/2, i%2, y + i));
-    }
-}
-
-void ggml_vec_dot_stq1_0_q8_stq1_0_avx2(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) {
-    assert(n % QK_STQ1_0 == 0);
-    assert(nrc == 1);
-    GGML_UNUSED(bs);
-    GGML_UNUSED(bx);
-    GGML_UNUSED(by);
-    GGML_UNUSED(nrc);
-
-    const block_stq1_0    * GGML_RESTRICT x = vx;
-    const block_q8_sherry * GGML_RESTRICT y = vy;
-
-    __m256 sum = _mm256_setzero_ps();
-    for (int i = 0; i < n/QK_STQ1_0; ++i, y += 2) {
-        _mm_prefetch((const char *) ((uintptr_t) (x + i) + 2048), _MM_HINT_T0);
-        sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(half_isum(x + i, 0, y + 0)), scale(x[i].d, y + 0), sum);
-        sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(half_isum(x + i, 1, y + 1)), scale(x[i].d, y + 1), sum);
-    }
-    *s = reduce_ps(sum);
-}
+// about 90 blocks ahead, in this row or the next ones: 12% faster from memory, free in cache
+// as an integer, because a pointer must not leave its array
+#define PREFETCH(x) _mm_prefetch((const char *) ((uintptr_t) (x) + 2048), _MM_HINT_T0)
 
 // four times 8 activations, in the order of the arguments
 static inline __m256i to_int8(const float * x0, const float * x1, const float * x2, const float * x3, __m256 id) {
@@ -215,15 +154,15 @@ static inline __m256i sum_of(__m256i q) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), q), _mm256_set1_epi16(1));
 }
 
-// planes of groups of four consecutive activations; returns their sum, in parts
-static inline __m256i sherry_planes(const float * x, __m256 id, __m256i * planes) {
+// planes of groups of four consecutive activations
+static inline int32_t sherry_planes(const float * x, float id, int8_t * planes) {
     // gathers byte p of the four dwords of a 128-bit lane into dword p
     const __m256i transpose = TABLE(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
 
     __m256i sum = _mm256_setzero_si256();
     __m256i t[4]; // groups 8j..8j+7: 64-bit element p of a lane pair holds plane p
     for (int j = 0; j < 4; ++j, x += 32) {
-        const __m256i q = to_int8(x, x + 8, x + 16, x + 24, id);
+        const __m256i q = to_int8(x, x + 8, x + 16, x + 24, _mm256_set1_ps(id));
         sum = _mm256_add_epi32(sum, sum_of(q));
         // dwords plane 0..3 of groups 0..3 and 4..7 -> quadwords plane 0..3 of groups 0..7
         t[j] = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(q, transpose), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
@@ -235,28 +174,28 @@ static inline __m256i sherry_planes(const float * x, __m256 id, __m256i * planes
     const __m256i t23l = _mm256_unpacklo_epi64(t[2], t[3]);
     const __m256i t23h = _mm256_unpackhi_epi64(t[2], t[3]);
 
-    _mm256_storeu_si256(planes + 0, _mm256_permute2x128_si256(t01l, t23l, 0x20));
-    _mm256_storeu_si256(planes + 1, _mm256_permute2x128_si256(t01h, t23h, 0x20));
-    _mm256_storeu_si256(planes + 2, _mm256_permute2x128_si256(t01l, t23l, 0x31));
-    _mm256_storeu_si256(planes + 3, _mm256_permute2x128_si256(t01h, t23h, 0x31));
-    return sum;
+    _mm256_storeu_si256((__m256i *) planes + 0, _mm256_permute2x128_si256(t01l, t23l, 0x20));
+    _mm256_storeu_si256((__m256i *) planes + 1, _mm256_permute2x128_si256(t01h, t23h, 0x20));
+    _mm256_storeu_si256((__m256i *) planes + 2, _mm256_permute2x128_si256(t01l, t23l, 0x31));
+    _mm256_storeu_si256((__m256i *) planes + 3, _mm256_permute2x128_si256(t01h, t23h, 0x31));
+    return reduce_isum(sum);
 }
 
 // planes of groups whose activations lie 16 apart, the even groups first
-static inline __m256i stq1_planes(const float * x, __m256 id, __m256i * planes) {
+static inline int32_t stq1_0_planes(const float * x, float id, int8_t * planes) {
     const __m256i even_odd = TABLE(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
 
     __m256i sum = _mm256_setzero_si256();
     for (int p = 0; p < 4; ++p, x += 16) {
-        const __m256i q = to_int8(x, x + 8, x + 64, x + 72, id); // groups 0..15, 16..31
+        const __m256i q = to_int8(x, x + 8, x + 64, x + 72, _mm256_set1_ps(id)); // groups 0..15, 16..31
         sum = _mm256_add_epi32(sum, sum_of(q));
         const __m256i halves = _mm256_shuffle_epi8(q, even_odd);
-        _mm256_storeu_si256(planes + p, _mm256_permute4x64_epi64(halves, _MM_SHUFFLE(3, 1, 2, 0)));
+        _mm256_storeu_si256((__m256i *) planes + p, _mm256_permute4x64_epi64(halves, _MM_SHUFFLE(3, 1, 2, 0)));
     }
-    return sum;
+    return reduce_isum(sum);
 }
 
-static inline void quantize_block(const float * x, block_q8_sherry * y, __m256i (* planes)(const float *, __m256, __m256i *)) {
+static inline float largest(const float * x) {
     // as integers, magnitudes are in the order of the floats, with infinity and NaN above all of them
     __m256i max = _mm256_setzero_si256();
     for (int j = 0; j < QK_SHERRY; j += 8) {
@@ -266,31 +205,11 @@ static inline void quantize_block(const float * x, block_q8_sherry * y, __m256i 
     __m128i max4 = _mm_max_epi32(_mm256_castsi256_si128(max), _mm256_extracti128_si256(max, 1));
     max4 = _mm_max_epi32(max4, _mm_shuffle_epi32(max4, _MM_SHUFFLE(1, 0, 3, 2)));
     max4 = _mm_max_epi32(max4, _mm_shuffle_epi32(max4, _MM_SHUFFLE(2, 3, 0, 1)));
-    const float amax = _mm_cvtss_f32(_mm_castsi128_ps(max4));
-
-    if (!isfinite(amax) || amax < 0x1p-119f) {
-        memset(y, 0, sizeof(*y));
-        y->d = isfinite(amax) ? 0 : NAN;
-        return;
-    }
-    y->sum = reduce_epi32(planes(x, _mm256_set1_ps(127.0f/amax), (__m256i *) y->qs));
-    y->d   = amax/127.0f;
+    return _mm_cvtss_f32(_mm_castsi128_ps(max4));
 }
 
-void quantize_row_q8_sherry_avx2(const float * GGML_RESTRICT x, void * GGML_RESTRICT vy, int64_t k) {
-    assert(k % QK_SHERRY == 0);
-    block_q8_sherry * GGML_RESTRICT y = vy;
-    for (int64_t i = 0; i < k/QK_SHERRY; ++i) {
-        quantize_block(x + i*QK_SHERRY, y + i, sherry_planes);
-    }
-}
+#include "row-simd.h"
 
-void quantize_row_q8_stq1_0_avx2(const float * GGML_RESTRICT x, void * GGML_RESTRICT vy, int64_t k) {
-    assert(k % QK_SHERRY == 0);
-    block_q8_sherry * GGML_RESTRICT y = vy;
-    for (int64_t i = 0; i < k/QK_SHERRY; ++i) {
-        quantize_block(x + i*QK_SHERRY, y + i, stq1_planes);
-    }
-}
+ROW_KERNEL(avx2)
 
 #endif

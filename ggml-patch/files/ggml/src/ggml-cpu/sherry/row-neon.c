@@ -1,14 +1,10 @@
-#include "stq1.h"
+#include "isa.h"
+#include "row.h"
 
-#include "ggml-cpu-impl.h"
-
-#include <assert.h>
-#include <math.h>
-#include <string.h>
-
-#if defined(__ARM_NEON) && defined(__aarch64__)
+#if defined(SHERRY_ISA_NEON)
 
 #include <arm_neon.h>
+#include <string.h>
 
 // vec_dot of one row, SHERRY x Q8_SHERRY, NEON: one block of 128 weights at a time. STQ1_0 x Q8_STQ1_0: half a block.
 //
@@ -22,6 +18,9 @@
 //
 // With dotprod the products of four bytes add up in 32 bits. Without it two multiplications, of the low and the high
 // half of a register, add up in 16 bits: a lane gets 16 products, 16*127 = 2032 at most.
+
+typedef int32x4_t   isums;
+typedef float32x4_t floats;
 
 typedef struct {
     int8x16_t w[4]; // weight p of 16 groups
@@ -50,35 +49,35 @@ static inline planes_t decode(uint8x16_t index, uint8x16_t sign) {
 typedef struct {
     uint8x16_t lo_byte, hi_byte;
     uint8x16_t lo_bit,  hi_bit;
-} sign_place;
+} signs_at;
 
-static inline sign_place sherry_signs(void) {
+static inline signs_at sherry_signs(void) {
     const uint8x16_t bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
-    const sign_place place = {
+    const signs_at at = {
         vcombine_u8(vdup_n_u8(0), vdup_n_u8(1)), vcombine_u8(vdup_n_u8(2), vdup_n_u8(3)), bit, bit,
     };
-    return place;
+    return at;
 }
 
 // the low nibbles are the even groups, the high ones the odd groups
-static inline sign_place stq1_signs(void) {
+static inline signs_at stq1_0_signs(void) {
     const uint8x16_t byte = vcombine_u8(vcreate_u8(0x0101010100000000), vcreate_u8(0x0303030302020202));
-    const sign_place place = {
+    const signs_at at = {
         byte, byte, vreinterpretq_u8_u32(vdupq_n_u32(0x40100401)), vreinterpretq_u8_u32(vdupq_n_u32(0x80200802)),
     };
-    return place;
+    return at;
 }
 
 // four parts of the sum over the block of weight*y.qs
-static inline int32x4_t isum(const uint8_t * codes, const uint8_t * four_signs, sign_place place, const block_q8_sherry * y) {
+static inline isums isum(const uint8_t * codes, const uint8_t * four_signs, signs_at at, const block_q8_sherry * y) {
     uint32_t four;
     memcpy(&four, four_signs, sizeof(four));
     const uint8x16_t signs = vreinterpretq_u8_u32(vdupq_n_u32(four));
     const uint8x16_t qs    = vld1q_u8(codes);
-    const planes_t lo = decode(vandq_u8(qs, vdupq_n_u8(0xF)), vtstq_u8(vqtbl1q_u8(signs, place.lo_byte), place.lo_bit));
-    const planes_t hi = decode(vshrq_n_u8(qs, 4),             vtstq_u8(vqtbl1q_u8(signs, place.hi_byte), place.hi_bit));
+    const planes_t lo = decode(vandq_u8(qs, vdupq_n_u8(0xF)), vtstq_u8(vqtbl1q_u8(signs, at.lo_byte), at.lo_bit));
+    const planes_t hi = decode(vshrq_n_u8(qs, 4),             vtstq_u8(vqtbl1q_u8(signs, at.hi_byte), at.hi_bit));
 
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(SHERRY_ISA_DOTPROD)
     int32x4_t sum0 = vdupq_n_s32(0), sum1 = vdupq_n_s32(0);
     for (int p = 0; p < 4; ++p) {
         sum0 = vdotq_s32(sum0, lo.w[p], vld1q_s8(y->qs + p*SHERRY_GROUPS));
@@ -99,74 +98,22 @@ static inline int32x4_t isum(const uint8_t * codes, const uint8_t * four_signs, 
 #endif
 }
 
-static inline int32x4_t block_isum(const block_sherry * x, const block_q8_sherry * y) {
-    return isum(x->qs, x->signs, sherry_signs(), y);
+static inline int32_t reduce_isum(isums v) {
+    return vaddvq_s32(v);
 }
 
-static inline int32x4_t half_isum(const block_stq1_0 * x, int half, const block_q8_sherry * y) {
-    return isum(x->qs + 16*half, x->sign + 4*half, stq1_signs(), y);
+static inline float reduce(floats v) {
+    return vaddvq_f32(v);
 }
 
-static inline float scale(const uint8_t * d, const block_q8_sherry * y) {
+static inline floats add_scaled(floats sum, isums isum, const uint8_t * d, const block_q8_sherry * y) {
     uint16_t bits;
     memcpy(&bits, d, sizeof(bits));
-    return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(bits))), 0)*y->d;
+    const float scale = vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(bits))), 0);
+    return vfmaq_n_f32(sum, vcvtq_f32_s32(isum), scale*y->d);
 }
 
-void ggml_sherry_isums_neon(int n, int32_t * GGML_RESTRICT sums, const void * GGML_RESTRICT vx, const void * GGML_RESTRICT vy) {
-    const block_sherry    * GGML_RESTRICT x = vx;
-    const block_q8_sherry * GGML_RESTRICT y = vy;
-
-    for (int i = 0; i < n/QK_SHERRY; ++i) {
-        sums[i] = vaddvq_s32(block_isum(x + i, y + i));
-    }
-}
-
-void ggml_vec_dot_sherry_q8_sherry_neon(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) {
-    assert(n % QK_SHERRY == 0);
-    assert(nrc == 1);
-    GGML_UNUSED(bs);
-    GGML_UNUSED(bx);
-    GGML_UNUSED(by);
-    GGML_UNUSED(nrc);
-
-    const block_sherry    * GGML_RESTRICT x = vx;
-    const block_q8_sherry * GGML_RESTRICT y = vy;
-
-    float32x4_t sum = vdupq_n_f32(0);
-    for (int i = 0; i < n/QK_SHERRY; ++i) {
-        sum = vfmaq_n_f32(sum, vcvtq_f32_s32(block_isum(x + i, y + i)), scale(x[i].d, y + i));
-    }
-    *s = vaddvq_f32(sum);
-}
-
-void ggml_stq1_isums_neon(int n, int32_t * GGML_RESTRICT sums, const void * GGML_RESTRICT vx, const void * GGML_RESTRICT vy) {
-    const block_stq1_0    * GGML_RESTRICT x = vx;
-    const block_q8_sherry * GGML_RESTRICT y = vy;
-
-    for (int i = 0; i < n/QK_SHERRY; ++i) {
-        sums[i] = vaddvq_s32(half_isum(x + i/2, i%2, y + i));
-    }
-}
-
-void ggml_vec_dot_stq1_0_q8_stq1_0_neon(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) {
-    assert(n % QK_STQ1_0 == 0);
-    assert(nrc == 1);
-    GGML_UNUSED(bs);
-    GGML_UNUSED(bx);
-    GGML_UNUSED(by);
-    GGML_UNUSED(nrc);
-
-    const block_stq1_0    * GGML_RESTRICT x = vx;
-    const block_q8_sherry * GGML_RESTRICT y = vy;
-
-    float32x4_t sum = vdupq_n_f32(0);
-    for (int i = 0; i < n/QK_STQ1_0; ++i, y += 2) {
-        sum = vfmaq_n_f32(sum, vcvtq_f32_s32(half_isum(x + i, 0, y + 0)), scale(x[i].d, y + 0));
-        sum = vfmaq_n_f32(sum, vcvtq_f32_s32(half_isum(x + i, 1, y + 1)), scale(x[i].d, y + 1));
-    }
-    *s = vaddvq_f32(sum);
-}
+#define PREFETCH(x) GGML_UNUSED(x) // no ARM machine has timed it
 
 // 16 groups of one plane; |q| <= 127, so that narrowing loses nothing
 static inline int8x16_t narrow(const int32x4_t q[4]) {
@@ -175,7 +122,7 @@ static inline int8x16_t narrow(const int32x4_t q[4]) {
     return vmovn_high_s16(vmovn_s16(lo), hi);
 }
 
-// planes of groups of four consecutive activations; returns their sum
+// planes of groups of four consecutive activations
 static inline int32_t sherry_planes(const float * x, float id, int8_t * planes) {
     int32_t sum = 0;
     for (int half = 0; half < 2; ++half) { // 16 groups
@@ -196,7 +143,7 @@ static inline int32_t sherry_planes(const float * x, float id, int8_t * planes) 
 }
 
 // planes of groups whose activations lie 16 apart, the even groups first
-static inline int32_t stq1_planes(const float * x, float id, int8_t * planes) {
+static inline int32_t stq1_0_planes(const float * x, float id, int8_t * planes) {
     int32_t sum = 0;
     for (int p = 0; p < 4; ++p) {
         int8x16_t qs[2]; // groups 0..15, 16..31
@@ -214,7 +161,7 @@ static inline int32_t stq1_planes(const float * x, float id, int8_t * planes) {
     return sum;
 }
 
-static inline void quantize_block(const float * x, block_q8_sherry * y, int32_t (* planes)(const float *, float, int8_t *)) {
+static inline float largest(const float * x) {
     // as integers, magnitudes are in the order of the floats, with infinity and NaN above all of them
     uint32x4_t max = vdupq_n_u32(0);
     for (int j = 0; j < QK_SHERRY; j += 4) {
@@ -223,30 +170,11 @@ static inline void quantize_block(const float * x, block_q8_sherry * y, int32_t 
     const uint32_t bits = vmaxvq_u32(max);
     float amax;
     memcpy(&amax, &bits, sizeof(amax));
-
-    if (!isfinite(amax) || amax < 0x1p-119f) {
-        memset(y, 0, sizeof(*y));
-        y->d = isfinite(amax) ? 0 : NAN;
-        return;
-    }
-    y->sum = planes(x, 127.0f/amax, y->qs);
-    y->d   = amax/127.0f;
+    return amax;
 }
 
-void quantize_row_q8_sherry_neon(const float * GGML_RESTRICT x, void * GGML_RESTRICT vy, int64_t k) {
-    assert(k % QK_SHERRY == 0);
-    block_q8_sherry * GGML_RESTRICT y = vy;
-    for (int64_t i = 0; i < k/QK_SHERRY; ++i) {
-        quantize_block(x + i*QK_SHERRY, y + i, sherry_planes);
-    }
-}
+#include "row-simd.h"
 
-void quantize_row_q8_stq1_0_neon(const float * GGML_RESTRICT x, void * GGML_RESTRICT vy, int64_t k) {
-    assert(k % QK_SHERRY == 0);
-    block_q8_sherry * GGML_RESTRICT y = vy;
-    for (int64_t i = 0; i < k/QK_SHERRY; ++i) {
-        quantize_block(x + i*QK_SHERRY, y + i, stq1_planes);
-    }
-}
+ROW_KERNEL(neon)
 
 #endif

@@ -1,6 +1,6 @@
 #include "tile-x86.h"
 
-#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#if defined(SHERRY_ISA_AVX2)
 
 // Tiles of bytes with AVX2: a register holds one byte of 32 rows, pshufb looks up 16 sums.
 //

@@ -1,6 +1,6 @@
 #include "tile-x86.h"
 
-#if defined(__AVX512F__) && defined(__AVX512BW__)
+#if defined(SHERRY_ISA_AVX512)
 
 #include <string.h>
 
@@ -66,7 +66,7 @@ static void unpack_words(const void * tile, block_sherry * rows, size_t row_bloc
 }
 
 // sums of four neighbours, unsigned x times w, in 32 bits
-#if defined(__AVX512VNNI__)
+#if defined(SHERRY_ISA_AVX512VNNI)
 #define DOT4(sum, x, w) _mm512_dpbusd_epi32(sum, x, w)
 #else
 #define DOT4(sum, x, w) \

@@ -1,6 +1,7 @@
+#include "isa.h"
 #include "tile.h"
 
-#if defined(__ARM_NEON) && defined(__aarch64__)
+#if defined(SHERRY_ISA_NEON)
 
 #include <arm_neon.h>
 #include <string.h>
@@ -118,7 +119,7 @@ static inline void add_rows(int32x4_t sum, float d, float32x4_t scale, float * d
 
 // One block of n_regs registers of rows: as many as the sums of n_tokens leave room for. Both are constants where this
 // is inlined.
-static inline __attribute__((always_inline)) void mul_rows(
+INLINE void mul_rows(
         const uint8_t * tile, const int row, const int n_regs, const int n_tokens, const int8_t * const * tables,
         const float * d, float * const * dst) {
     const uint8_t * qs    = tile + row;
@@ -154,7 +155,7 @@ static inline __attribute__((always_inline)) void mul_rows(
 }
 
 // all blocks of a tile; n_tokens is a constant where this is inlined
-static inline __attribute__((always_inline)) void mul_tile(
+INLINE void mul_tile(
         const uint8_t * tile, int n_blocks, const int n_tokens, const void * const * tables, const float * const * d,
         float * const * dst, size_t row, bool first, bool prefetch) {
     float * rows[TOKENS];

@@ -2,32 +2,18 @@
 
 // What tile-avx2.c and tile-avx512.c share.
 
+#include "isa.h"
 #include "tile.h"
 
-#if defined(__AVX2__)
+#if defined(SHERRY_ISA_AVX2) || defined(SHERRY_ISA_AVX512)
 
 #include <immintrin.h>
-
-// before a loop whose number of turns is a constant where it is inlined: nothing of it is left
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#elif defined(__GNUC__)
-#define UNROLL _Pragma("GCC unroll 8")
-#else
-#define UNROLL
-#endif
 
 // Compilers add sums up in another order, and run out of registers: this keeps a value in one, here and now.
 #if defined(__GNUC__)
 #define KEEP(x) __asm__("" : "+v"(x))
 #else
 #define KEEP(x)
-#endif
-
-#if defined(_MSC_VER)
-#define INLINE static __forceinline
-#else
-#define INLINE static inline __attribute__((always_inline))
 #endif
 
 // planes to groups: the four activations of a group in a dword

@@ -1,7 +1,7 @@
 #include "tile.h"
 
-#include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
+#include "isa.h"
 
 #include <string.h>
 
@@ -109,13 +109,13 @@ const struct ggml_sherry_tile_kernel ggml_sherry_tile_generic = {
 //
 
 static const struct ggml_sherry_tile_kernel * const kernels[] = {
-#if defined(__AVX512F__) && defined(__AVX512BW__)
+#if defined(SHERRY_ISA_AVX512)
     &ggml_sherry_tile_avx512,
 #endif
-#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#if defined(SHERRY_ISA_AVX2)
     &ggml_sherry_tile_avx2,
 #endif
-#if defined(__ARM_NEON) && defined(__aarch64__)
+#if defined(SHERRY_ISA_NEON)
     &ggml_sherry_tile_neon,
 #endif
     &ggml_sherry_tile_generic,

@@ -1,0 +1,84 @@
+#pragma once
+
+// What the row kernels of all instruction sets have in common: the way through a row, and the functions for each type of
+// weights. row-X.c first defines, for its instructions,
+//
+//     isums, floats                       registers of parts of a sum, integers and floats
+//     signs_at                            where the bits of the signs lie: sherry_signs(), stq1_0_signs()
+//     isum(qs, signs, at, y)              the sum over 128 weights of weight*y->qs, in parts
+//     reduce_isum(isums), reduce(floats)  the sum of the parts
+//     add_scaled(sum, isums, d, y)        sum + isums times both scales
+//     PREFETCH(x)                         asks for what comes some blocks after x, where that helps
+//     largest(x)                          of 128 magnitudes, infinity and NaN being above all numbers
+//     sherry_planes(x, id, qs)            128 activations times id, rounded, in the order of a type; returns their sum
+//     stq1_0_planes(x, id, qs)
+//
+// then includes this, and ends with ROW_KERNEL(X).
+
+#include "isa.h"
+#include "row.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+// A block of weights is one or more runs of 128: 16 bytes of indices for each, then 4 bytes of signs for each, then one
+// scale. The number of runs, the places of signs and the order of planes are constants where these are inlined.
+
+INLINE void isums_row(int n, int32_t * sums, const uint8_t * x, const int runs, signs_at at, const block_q8_sherry * y) {
+    for (int i = 0; i < n/QK_SHERRY; i += runs, x += 20*runs + 2) {
+        for (int j = 0; j < runs; ++j) {
+            sums[i + j] = reduce_isum(isum(x + 16*j, x + 16*runs + 4*j, at, y + i + j));
+        }
+    }
+}
+
+INLINE float dot_row(int n, const uint8_t * x, const int runs, signs_at at, const block_q8_sherry * y) {
+    floats sum = { 0 };
+    for (int i = 0; i < n/(runs*QK_SHERRY); ++i, x += 20*runs + 2, y += runs) {
+        PREFETCH(x);
+        UNROLL for (int j = 0; j < runs; ++j) {
+            sum = add_scaled(sum, isum(x + 16*j, x + 16*runs + 4*j, at, y + j), x + 20*runs, y + j);
+        }
+    }
+    return reduce(sum);
+}
+
+INLINE void quantize_row(const float * GGML_RESTRICT x, block_q8_sherry * GGML_RESTRICT y, int64_t k,
+                         int32_t (* planes)(const float *, float, int8_t *)) {
+    assert(k % QK_SHERRY == 0);
+    for (int64_t i = 0; i < k/QK_SHERRY; ++i, x += QK_SHERRY, ++y) {
+        const float amax = largest(x);
+        if (!isfinite(amax) || amax < 0x1p-119f) {
+            memset(y, 0, sizeof(*y));
+            y->d = isfinite(amax) ? 0 : NAN;
+            continue;
+        }
+        y->sum = planes(x, 127.0f/amax, y->qs);
+        y->d   = amax/127.0f;
+    }
+}
+
+#define ROW_OPS(type, runs)                                                                                            \
+    static void quantize_##type(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {                    \
+        quantize_row(x, y, k, type##_planes);                                                                          \
+    }                                                                                                                  \
+    static void isums_##type(int n, int32_t * sums, const void * x, const void * y) {                                  \
+        isums_row(n, sums, x, runs, type##_signs(), y);                                                                \
+    }                                                                                                                  \
+    static void vec_dot_##type(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT x, size_t bx,     \
+                               const void * GGML_RESTRICT y, size_t by, int nrc) {                                     \
+        assert(n % ((runs)*QK_SHERRY) == 0);                                                                           \
+        SHERRY_ONE_ROW(bs, bx, by, nrc);                                                                               \
+        *s = dot_row(n, x, runs, type##_signs(), y);                                                                   \
+    }
+
+ROW_OPS(sherry, 1)
+ROW_OPS(stq1_0, 2)
+
+#define ROW_KERNEL(isa)                                             \
+    const struct ggml_sherry_row_kernel ggml_sherry_row_##isa = {   \
+        .name   = #isa,                                             \
+        .sherry = { quantize_sherry, isums_sherry, vec_dot_sherry }, \
+        .stq1_0 = { quantize_stq1_0, isums_stq1_0, vec_dot_stq1_0 }, \
+    };

@@ -1,0 +1,64 @@
+#pragma once
+
+// Kernels that multiply one row at a time: of weights in rows, and of the rows that fill no tile (tile.h). They differ in
+// the instructions they use. The one for the instructions that this library is compiled for is behind ggml's CPU traits;
+// the others stay callable beside it: tests hold them to the generic one.
+
+#include "ggml-cpu.h"
+#include "ggml-stq1.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// what a kernel does for one type of weights
+struct ggml_sherry_row_ops {
+    // k activations, a multiple of 128, to blocks of the type that these weights are multiplied with. Every kernel gives
+    // the same bytes.
+    ggml_from_float_t quantize;
+
+    // the integers inside vec_dot: sums[i] = sum of weight (-1, 0, 1) * qs over the i-th 128 of n weights. Every kernel
+    // gives the same.
+    void (*isums)(int n, int32_t * sums, const void * x, const void * y);
+
+    // *s = sum of x*y over n weights, whole blocks; one row, the strides bs, bx, by are not used
+    ggml_vec_dot_t vec_dot;
+};
+
+struct ggml_sherry_row_kernel {
+    const char * name;
+
+    struct ggml_sherry_row_ops sherry; // SHERRY with Q8_SHERRY
+    struct ggml_sherry_row_ops stq1_0; // STQ1_0 with Q8_STQ1_0
+};
+
+// the one for the instructions that this library is compiled for
+GGML_BACKEND_API const struct ggml_sherry_row_kernel * ggml_sherry_best_row_kernel(void);
+
+// by name, for tests and benches: "generic", "avx2", "neon"; NULL if this library has no such kernel
+GGML_BACKEND_API const struct ggml_sherry_row_kernel * ggml_sherry_row_kernel_named(const char * name);
+
+extern const struct ggml_sherry_row_kernel ggml_sherry_row_generic;
+extern const struct ggml_sherry_row_kernel ggml_sherry_row_avx2;
+extern const struct ggml_sherry_row_kernel ggml_sherry_row_neon;
+
+// at the head of a vec_dot, which has more arguments than it needs
+#define SHERRY_ONE_ROW(bs, bx, by, nrc) \
+    assert((nrc) == 1);                 \
+    GGML_UNUSED(bs);                    \
+    GGML_UNUSED(bx);                    \
+    GGML_UNUSED(by);                    \
+    GGML_UNUSED(nrc)
+
+// ggml's CPU traits of the types: from_float of weights, from_float of activations, vec_dot
+void quantize_row_sherry   (const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
+void quantize_row_q8_sherry(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
+void ggml_vec_dot_sherry_q8_sherry(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
+
+void quantize_row_stq1_0   (const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
+void quantize_row_q8_stq1_0(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
+void ggml_vec_dot_stq1_0_q8_stq1_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
+
+#ifdef __cplusplus
+}
+#endif

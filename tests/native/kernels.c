@@ -1,0 +1,443 @@
+// All kernels that are compiled with it, beside the generic ones and beside plain sums. test_sanitizers.py compiles it
+// for x86-64 and for this machine, test_arm.py for three sets of ARM instructions.
+//
+//     kernels [TILE ROW]    the names of the kernels that have to be the best ones
+//
+// Buffers have exactly the size needed, weights lie at odd addresses: where a sanitizer looks on, a read or write beside
+// them ends the program.
+
+#include "ggml-cpu/sherry/row.h"
+#include "ggml-cpu/sherry/tile.h"
+#include "ggml-impl.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CHECK(condition, ...)                                                     \
+    if (!(condition)) {                                                           \
+        fprintf(stderr, "line %d: %s: ", __LINE__, #condition);                   \
+        fprintf(stderr, __VA_ARGS__);                                             \
+        fprintf(stderr, "\n");                                                    \
+        exit(1);                                                                  \
+    }
+
+#define COUNT(array) (sizeof(array)/sizeof((array)[0]))
+#define ROWS         SHERRY_TILE_ROWS
+#define MAX_BLOCKS   32
+#define MAGNITUDE(b) (b%2 ? 5 : 127) // 3*127 = 31*12 + 9 and 3*5 = 15: the largest parts that a sum is looked up in
+#define START        1000 // what results are added to
+
+static const char * const names[] = { "generic", "avx2", "avx512", "neon" };
+
+size_t ggml_row_size(enum ggml_type type, int64_t n) {
+    return type == GGML_TYPE_SHERRY ? n/QK_SHERRY*sizeof(block_sherry) :
+           type == GGML_TYPE_STQ1_0 ? n/QK_STQ1_0*sizeof(block_stq1_0) : 0;
+}
+
+//
+// types of weights
+//
+
+struct type {
+    const char * name;
+
+    int    halves; // runs of 128 weights in a block
+    size_t block_bytes;
+    size_t ops;    // offset in struct ggml_sherry_row_kernel
+
+    size_t  (*quantize)      (const float * GGML_RESTRICT src, void * GGML_RESTRICT dst, int64_t nrows, int64_t n_per_row, const float * imatrix);
+    void    (*dequantize)    (const void * GGML_RESTRICT x, float * GGML_RESTRICT y, int64_t k);
+    int64_t (*changed_groups)(const float * x, int64_t k);
+    bool    (*validate)      (const void * data, size_t nb);
+    void    (*from_sherry)   (block_sherry * x, void * y); // the block of as many SHERRY blocks
+
+    ggml_from_float_t quantize_activations_ref;
+
+    // what ggml's CPU traits have
+    ggml_from_float_t from_float;
+    ggml_from_float_t quantize_activations;
+    ggml_vec_dot_t    vec_dot;
+};
+
+static void sherry_from_sherry(block_sherry * x, void * y) {
+    memcpy(y, x, sizeof(*x));
+}
+
+static void stq1_0_from_sherry(block_sherry * x, void * y) {
+    memcpy(x[1].d, x[0].d, sizeof(x->d));
+    ggml_stq1_from_sherry(x, y);
+}
+
+static const struct type types[] = {
+    {
+        "SHERRY", 1, sizeof(block_sherry), offsetof(struct ggml_sherry_row_kernel, sherry),
+        quantize_sherry, dequantize_row_sherry, ggml_sherry_changed_groups, ggml_validate_sherry, sherry_from_sherry,
+        quantize_row_q8_sherry_ref,
+        quantize_row_sherry, quantize_row_q8_sherry, ggml_vec_dot_sherry_q8_sherry,
+    },
+    {
+        "STQ1_0", 2, sizeof(block_stq1_0), offsetof(struct ggml_sherry_row_kernel, stq1_0),
+        quantize_stq1_0, dequantize_row_stq1_0, ggml_stq1_changed_groups, ggml_validate_stq1_0, stq1_0_from_sherry,
+        quantize_row_q8_stq1_0_ref,
+        quantize_row_stq1_0, quantize_row_q8_stq1_0, ggml_vec_dot_stq1_0_q8_stq1_0,
+    },
+};
+
+static const struct ggml_sherry_row_ops * ops_of(const struct ggml_sherry_row_kernel * kernel, const struct type * type) {
+    return (const struct ggml_sherry_row_ops *) ((const char *) kernel + type->ops);
+}
+
+//
+// weights and activations
+//
+
+static uint32_t random_bits(void) {
+    static uint64_t state = 1;
+    state = state*6364136223846793005u + 1442695040888963407u;
+    return (uint32_t) (state >> 33);
+}
+
+static float random_float(void) {
+    return (float) random_bits()/(1u << 30) - 1;
+}
+
+// size bytes at an odd address, up to the end of an allocation, which is put into room
+static void * at_odd_address(size_t size, char ** room) {
+    *room = malloc(size + 1);
+    return *room + 1;
+}
+
+// sign << 4 | index
+static void set_code(block_sherry * x, int g, int code) {
+    x->qs[g%16]   |= (uint8_t) ((code & 15) << (g < 16 ? 0 : 4));
+    x->signs[g/8] |= (uint8_t) ((code >> 4) << g%8);
+}
+
+static void set_scale(block_sherry * x, float d) {
+    const uint16_t bits = GGML_FP32_TO_FP16(d);
+    memcpy(x->d, &bits, sizeof(bits));
+}
+
+// What weights and activations hold. Rows and tokens have scale 1, so that results are integers, but for SCALED.
+enum kind {
+    SAME_CODE, // row r holds code r%32 everywhere; activations of token t, block b are code b + 8*t, times
+               // MAGNITUDE(b): where they meet, the sum is the largest there is, or the smallest
+    ALL_CODES, // row r holds code (r + g + b)%32 in group g of block b; activations are random
+    SCALED,    // everything is random
+    N_KINDS
+};
+
+static void fill_row(enum kind kind, int r, int n_blocks, block_sherry * x) {
+    memset(x, 0, n_blocks*sizeof(*x));
+    for (int b = 0; b < n_blocks; ++b) {
+        for (int g = 0; g < SHERRY_GROUPS; ++g) {
+            set_code(x + b, g, kind == SAME_CODE ? r%32 : kind == ALL_CODES ? (r + g + b)%32 : (int) random_bits()%32);
+        }
+        set_scale(x + b, kind == SCALED ? 0.1f + (float) (random_bits()%1000) : 1);
+    }
+}
+
+static void fill_activations(enum kind kind, int t, int n_blocks, block_q8_sherry * y) {
+    for (int b = 0; b < n_blocks; ++b) {
+        block_sherry same;
+        int8_t w[QK_SHERRY];
+        memset(&same, 0, sizeof(same));
+        for (int g = 0; g < SHERRY_GROUPS; ++g) {
+            set_code(&same, g, (b + 8*t)%32);
+        }
+        ggml_sherry_decode(&same, w);
+        y[b].d   = kind == SCALED ? 0.01f + fabsf(random_float()) : 1;
+        y[b].sum = 0;
+        for (int i = 0; i < QK_SHERRY; ++i) {
+            const int q = kind == SAME_CODE ? MAGNITUDE(b)*w[i] : (int) (random_bits()%255) - 127;
+            y[b].qs[i%4*SHERRY_GROUPS + i/4] = (int8_t) q;
+            y[b].sum += q;
+        }
+    }
+}
+
+static int32_t generic_isum(const block_sherry * x, const block_q8_sherry * y) {
+    int32_t isum;
+    ggml_sherry_row_generic.sherry.isums(QK_SHERRY, &isum, x, y);
+    return isum;
+}
+
+// What a row times activations, added to start, should be, and how far a float result may be from it: a term is
+// rounded in the product of its scales, in the sum with each block and in adding up four parts; none of these exceeds
+// the sum of magnitudes.
+static double expected(double start, int n_blocks, const block_sherry * x, const block_q8_sherry * y,
+                       double * tolerance) {
+    double sum = start, magnitudes = fabs(start);
+    for (int b = 0; b < n_blocks; ++b) {
+        uint16_t bits;
+        memcpy(&bits, x[b].d, sizeof(bits));
+        const double scale = (double) GGML_FP16_TO_FP32(bits)*(double) y[b].d;
+        sum        += scale*generic_isum(x + b, y + b);
+        magnitudes += scale*96*127; // an activation is 127 at most
+    }
+    *tolerance = (n_blocks + 4)*0x1p-24*magnitudes;
+    return sum;
+}
+
+//
+// rows
+//
+
+// Blocks of a type with the codes and scales of SHERRY blocks, and activations in the type's order: the sums are those
+// of the SHERRY blocks.
+static void check_row(const struct type * type, enum kind kind, int r, int t, int n_blocks) {
+    const int n = n_blocks*type->halves; // runs of 128 weights
+    block_sherry    * sherry = malloc(n*sizeof(*sherry));
+    block_q8_sherry * y      = malloc(n*sizeof(*y));
+    int32_t         * isums  = malloc(n*sizeof(*isums));
+    char * room;
+    char * x = at_odd_address(n_blocks*type->block_bytes, &room);
+    fill_row(kind, r, n, sherry);
+    fill_activations(kind, t, n, y);
+    for (int b = 0; b < n_blocks; ++b) {
+        type->from_sherry(sherry + b*type->halves, x + b*type->block_bytes);
+    }
+    double tolerance;
+    const double sum = expected(0, n, sherry, y, &tolerance);
+    for (size_t k = 0; k < COUNT(names); ++k) {
+        const struct ggml_sherry_row_kernel * kernel = ggml_sherry_row_kernel_named(names[k]);
+        if (kernel == NULL) {
+            continue;
+        }
+        memset(isums, 0xCC, n*sizeof(*isums));
+        ops_of(kernel, type)->isums(n*QK_SHERRY, isums, x, y);
+        for (int b = 0; b < n; ++b) {
+            const int32_t generic = generic_isum(sherry + b, y + b);
+            CHECK(isums[b] == generic, "%s, %s: kind %d, row %d, run %d of %d: %d, not %d", kernel->name, type->name, kind,
+                  r, b, n, isums[b], generic);
+            if (kind == SAME_CODE && r == (b + 8*t)%32) {
+                CHECK(isums[b] == 96*MAGNITUDE(b), "the largest sum, row %d: %d", r, isums[b]);
+            }
+            if (kind == SAME_CODE && r == (b + 8*t + 16)%32) {
+                CHECK(isums[b] == -96*MAGNITUDE(b), "the smallest sum, row %d: %d", r, isums[b]);
+            }
+        }
+        float s, dispatched;
+        ops_of(kernel, type)->vec_dot(n*QK_SHERRY, &s, 0, x, 0, y, 0, 1);
+        CHECK(fabs((double) s - sum) <= (kind == SCALED ? tolerance : 0), "%s, %s: kind %d, %d blocks: %g, not %g",
+              kernel->name, type->name, kind, n_blocks, (double) s, sum);
+        if (kernel == ggml_sherry_best_row_kernel()) {
+            type->vec_dot(n*QK_SHERRY, &dispatched, 0, x, 0, y, 0, 1);
+            CHECK(s == dispatched, "another kernel is used");
+        }
+    }
+    free(sherry);
+    free(y);
+    free(isums);
+    free(room);
+}
+
+//
+// activations
+//
+
+static void check_quantized(const float * x, int n_blocks) {
+    const size_t size = n_blocks*sizeof(block_q8_sherry);
+    block_q8_sherry * reference = malloc(size);
+    block_q8_sherry * quantized = malloc(size);
+    for (size_t i = 0; i < COUNT(types); ++i) {
+        const struct type * type = types + i;
+        type->quantize_activations_ref(x, reference, n_blocks*QK_SHERRY);
+        for (size_t k = 0; k < COUNT(names); ++k) {
+            const struct ggml_sherry_row_kernel * kernel = ggml_sherry_row_kernel_named(names[k]);
+            if (kernel == NULL) {
+                continue;
+            }
+            memset(quantized, 0xCC, size);
+            ops_of(kernel, type)->quantize(x, quantized, n_blocks*QK_SHERRY);
+            for (int b = 0; b < n_blocks; ++b) {
+                CHECK(memcmp(reference + b, quantized + b, sizeof(*quantized)) == 0, "%s, %s: block %d of %d, largest %g",
+                      kernel->name, type->name, b, n_blocks, (double) reference[b].d*127);
+            }
+        }
+        memset(quantized, 0xCC, size);
+        type->quantize_activations(x, quantized, n_blocks*QK_SHERRY);
+        CHECK(memcmp(reference, quantized, size) == 0, "%s by the dispatched kernel", type->name);
+    }
+    free(reference);
+    free(quantized);
+}
+
+static void check_activations(void) {
+    const float special[] = {
+        0, -0.0f, 1e-45f, 1e-40f, nextafterf(0x1p-119f, 0), 0x1p-119f, -0x1p-119f, 1, 127, -3.4e38f,
+        INFINITY, -INFINITY, NAN, -NAN,
+    };
+    for (int n_blocks = 1; n_blocks <= 5; ++n_blocks) {
+        for (size_t i = 0; i < COUNT(special); ++i) {
+            for (int kind = 0; kind < 4; ++kind) {
+                float * x = malloc(n_blocks*QK_SHERRY*sizeof(*x));
+                for (int j = 0; j < n_blocks*QK_SHERRY; ++j) {
+                    // random, the special value alone, everywhere, among halves (with 127 the scale is 1: ties)
+                    x[j] = kind == 0 ? random_float()*5 :
+                           kind == 1 ? 0 :
+                           kind == 2 ? special[i] : (float) (j%QK_SHERRY) - 63.5f;
+                }
+                x[random_bits()%(uint32_t) (n_blocks*QK_SHERRY)] = special[i];
+                check_quantized(x, n_blocks);
+                free(x);
+            }
+        }
+    }
+}
+
+//
+// tiles
+//
+
+static void check_tiles(const struct ggml_sherry_tile_kernel * kernel, enum kind kind, int n_tiles, int n_tokens,
+                        int n_blocks, bool first) {
+    const size_t stride = (n_blocks + 1)*SHERRY_TILE_BYTES; // more than needed: it has to be used
+    const size_t size   = n_tiles*stride - SHERRY_TILE_BYTES;
+    char * rows_room;
+    char * tiles_room;
+    block_sherry * rows = at_odd_address(n_tiles*ROWS*n_blocks*sizeof(*rows), &rows_room);
+    char * tiles = at_odd_address(size, &tiles_room);
+    memset(tiles, 0xCC, size);
+
+    for (int i = 0; i < n_tiles; ++i) {
+        for (int r = 0; r < ROWS; ++r) {
+            fill_row(kind, r + i, n_blocks, rows + (i*ROWS + r)*n_blocks);
+        }
+        for (int b = 0; b < n_blocks; ++b) {
+            const block_sherry * from = rows + i*ROWS*n_blocks + b;
+            char * tile = tiles + i*stride + b*SHERRY_TILE_BYTES;
+            kernel->pack(from, n_blocks, tile);
+            block_sherry back[ROWS];
+            kernel->unpack(tile, back, 1);
+            for (int r = 0; r < ROWS; ++r) {
+                CHECK(memcmp(back + r, from + r*n_blocks, sizeof(*back)) == 0, "%s: row %d", kernel->name, r);
+            }
+        }
+    }
+
+    block_q8_sherry * x[SHERRY_MAX_TOKENS];
+    const void  * tables[SHERRY_MAX_TOKENS];
+    const float * d[SHERRY_MAX_TOKENS];
+    float       * dst[SHERRY_MAX_TOKENS];
+    const int n_rows = n_tiles*ROWS;
+    const int beyond = first; // a float that is to stay what it is, or none, so that a sanitizer sees reads beyond
+    for (int t = 0; t < n_tokens; ++t) {
+        x[t] = malloc(n_blocks*sizeof(**x));
+        fill_activations(kind, t, n_blocks, x[t]);
+        char  * table  = aligned_alloc(64, n_blocks*kernel->table_bytes);
+        float * scales = malloc(n_blocks*sizeof(float));
+        for (int b = 0; b < n_blocks; ++b) {
+            kernel->tables(x[t] + b, table + b*kernel->table_bytes);
+            scales[b] = x[t][b].d;
+        }
+        tables[t] = table;
+        d[t]      = scales;
+        dst[t]    = malloc((n_rows + beyond)*sizeof(float));
+        for (int i = 0; i < n_rows + beyond; ++i) {
+            dst[t][i] = first && i < n_rows ? NAN : START;
+        }
+    }
+
+    kernel->mul(n_tiles, stride, tiles, n_blocks, n_tokens, tables, d, dst, first, first);
+
+    for (int t = 0; t < n_tokens; ++t) {
+        for (int r = 0; r < n_rows; ++r) {
+            double tolerance;
+            const double sum = expected(first ? 0 : START, n_blocks, rows + r*n_blocks, x[t], &tolerance);
+            CHECK(fabs((double) dst[t][r] - sum) <= (kind == SCALED ? tolerance : 0),
+                  "%s: kind %d, %d tiles, %d tokens, %d blocks, first %d: row %d of token %d: %g, not %g", kernel->name,
+                  kind, n_tiles, n_tokens, n_blocks, first, r, t, (double) dst[t][r], sum);
+        }
+        CHECK(!beyond || dst[t][n_rows] == START, "%s: written beyond the rows", kernel->name);
+        free(x[t]);
+        free((void *) tables[t]);
+        free((void *) d[t]);
+        free(dst[t]);
+    }
+    free(rows_room);
+    free(tiles_room);
+}
+
+//
+// quantizers and what reads blocks
+//
+
+// One of the weights is special. Blocks of any bytes can be read.
+static void check_type(const struct type * type, int n_blocks, float special) {
+    const int    n    = n_blocks*type->halves*QK_SHERRY;
+    const size_t size = n_blocks*type->block_bytes;
+    float           * w = malloc(n*sizeof(*w));
+    block_q8_sherry * y = malloc(n/QK_SHERRY*sizeof(*y));
+    int32_t * isums[2]  = { malloc(n/QK_SHERRY*sizeof(int32_t)), malloc(n/QK_SHERRY*sizeof(int32_t)) };
+    char * room;
+    char * x = at_odd_address(size, &room);
+    for (int i = 0; i < n; ++i) {
+        w[i] = random_float()/2;
+    }
+    w[n - 1] = special;
+    type->quantize(w, x, 1, n, w);
+    type->validate(x, n_blocks);
+    type->changed_groups(w, n);
+    type->from_float(w, x, n);
+    check_quantized(w, n/QK_SHERRY);
+    type->quantize_activations(w, y, n);
+
+    float s;
+    ops_of(&ggml_sherry_row_generic, type)->isums(n, isums[0], x, y);
+    for (size_t k = 0; k < COUNT(names); ++k) {
+        const struct ggml_sherry_row_kernel * kernel = ggml_sherry_row_kernel_named(names[k]);
+        if (kernel != NULL) {
+            memset(isums[1], 0xCC, n/QK_SHERRY*sizeof(int32_t));
+            ops_of(kernel, type)->isums(n, isums[1], x, y);
+            CHECK(memcmp(isums[0], isums[1], n/QK_SHERRY*sizeof(int32_t)) == 0, "%s, %s: with weight %g", kernel->name,
+                  type->name, (double) special);
+            ops_of(kernel, type)->vec_dot(n, &s, 0, x, 0, y, 0, 1);
+        }
+    }
+    type->vec_dot(n, &s, 0, x, 0, y, 0, 1);
+    memset(x, 0xFF, size);
+    type->dequantize(x, w, n);
+    free(w);
+    free(y);
+    free(isums[0]);
+    free(isums[1]);
+    free(room);
+}
+
+int main(int argc, char ** argv) {
+    const struct ggml_sherry_tile_kernel * best_tile = ggml_sherry_best_tile_kernel();
+    const struct ggml_sherry_row_kernel  * best_row  = ggml_sherry_best_row_kernel();
+    CHECK(argc != 3 || strcmp(best_tile->name, argv[1]) == 0, "tiles are multiplied by %s", best_tile->name);
+    CHECK(argc != 3 || strcmp(best_row->name,  argv[2]) == 0, "rows are multiplied by %s",  best_row->name);
+
+    static const float special[] = { 0, 1e-45f, 3.4e38f, -INFINITY, NAN };
+    for (size_t i = 0; i < COUNT(types)*COUNT(special); ++i) {
+        check_type(types + i%COUNT(types), 1, special[i/COUNT(types)]);
+        check_type(types + i%COUNT(types), 5, special[i/COUNT(types)]);
+    }
+    check_activations();
+
+    static const int lengths[] = { 1, 3, 5, MAX_BLOCKS };
+    for (int kind = 0; kind < N_KINDS; ++kind) {
+        for (size_t i = 0; i < COUNT(lengths); ++i) {
+            for (int r = 0; r < 32; ++r) {
+                check_row(types + 0, kind, r, r%4, lengths[i]);
+                check_row(types + 1, kind, r, r%4, lengths[i]);
+            }
+            for (size_t k = 0; k < COUNT(names); ++k) {
+                const struct ggml_sherry_tile_kernel * kernel = ggml_sherry_tile_kernel_named(names[k]);
+                for (int n_tiles = 1; kernel && n_tiles <= kernel->max_tiles; ++n_tiles) {
+                    for (int n_tokens = 1; n_tokens <= SHERRY_MAX_TOKENS; ++n_tokens) {
+                        check_tiles(kernel, kind, n_tiles, n_tokens, lengths[i], true);
+                        check_tiles(kernel, kind, n_tiles, n_tokens, lengths[i], false);
+                    }
+                }
+            }
+        }
+    }
+    puts("ok");
+    return 0;
+}
