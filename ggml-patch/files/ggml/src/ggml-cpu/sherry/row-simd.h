@@ -22,23 +22,23 @@
 #include <math.h>
 #include <string.h>
 
-// A block of weights is one or more runs of 128: 16 bytes of indices for each, then 4 bytes of signs for each, then one
-// scale. The number of runs, the places of signs and the order of planes are constants where these are inlined.
+// A block of weights is one or more parts of 128: 16 bytes of indices for each, then 4 bytes of signs for each, then one
+// scale. The number of parts, the places of signs and the order of planes are constants where these are inlined.
 
-INLINE void isums_row(int n, int32_t * sums, const uint8_t * x, const int runs, signs_at at, const block_q8_sherry * y) {
-    for (int i = 0; i < n/QK_SHERRY; i += runs, x += 20*runs + 2) {
-        for (int j = 0; j < runs; ++j) {
-            sums[i + j] = reduce_isum(isum(x + 16*j, x + 16*runs + 4*j, at, y + i + j));
+INLINE void isums_row(int n, int32_t * sums, const uint8_t * x, const int parts, signs_at at, const block_q8_sherry * y) {
+    for (int i = 0; i < n/QK_SHERRY; i += parts, x += 20*parts + 2) {
+        for (int j = 0; j < parts; ++j) {
+            sums[i + j] = reduce_isum(isum(x + 16*j, x + 16*parts + 4*j, at, y + i + j));
         }
     }
 }
 
-INLINE float dot_row(int n, const uint8_t * x, const int runs, signs_at at, const block_q8_sherry * y) {
+INLINE float dot_row(int n, const uint8_t * x, const int parts, signs_at at, const block_q8_sherry * y) {
     floats sum = { 0 };
-    for (int i = 0; i < n/(runs*QK_SHERRY); ++i, x += 20*runs + 2, y += runs) {
+    for (int i = 0; i < n/(parts*QK_SHERRY); ++i, x += 20*parts + 2, y += parts) {
         PREFETCH(x);
-        UNROLL for (int j = 0; j < runs; ++j) {
-            sum = add_scaled(sum, isum(x + 16*j, x + 16*runs + 4*j, at, y + j), x + 20*runs, y + j);
+        UNROLL for (int j = 0; j < parts; ++j) {
+            sum = add_scaled(sum, isum(x + 16*j, x + 16*parts + 4*j, at, y + j), x + 20*parts, y + j);
         }
     }
     return reduce(sum);
@@ -59,26 +59,26 @@ INLINE void quantize_row(const float * GGML_RESTRICT x, block_q8_sherry * GGML_R
     }
 }
 
-#define ROW_OPS(type, runs)                                                                                            \
-    static void quantize_##type(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {                    \
+#define ROW_OPS(type, parts)                                                                                           \
+    static void quantize_for_##type(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {                \
         quantize_row(x, y, k, type##_planes);                                                                          \
     }                                                                                                                  \
     static void isums_##type(int n, int32_t * sums, const void * x, const void * y) {                                  \
-        isums_row(n, sums, x, runs, type##_signs(), y);                                                                \
+        isums_row(n, sums, x, parts, type##_signs(), y);                                                               \
     }                                                                                                                  \
     static void vec_dot_##type(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT x, size_t bx,     \
                                const void * GGML_RESTRICT y, size_t by, int nrc) {                                     \
-        assert(n % ((runs)*QK_SHERRY) == 0);                                                                           \
+        assert(n % ((parts)*QK_SHERRY) == 0);                                                                          \
         SHERRY_ONE_ROW(bs, bx, by, nrc);                                                                               \
-        *s = dot_row(n, x, runs, type##_signs(), y);                                                                   \
+        *s = dot_row(n, x, parts, type##_signs(), y);                                                                  \
     }
 
 ROW_OPS(sherry, 1)
 ROW_OPS(stq1_0, 2)
 
-#define ROW_KERNEL(isa)                                             \
-    const struct ggml_sherry_row_kernel ggml_sherry_row_##isa = {   \
-        .name   = #isa,                                             \
-        .sherry = { quantize_sherry, isums_sherry, vec_dot_sherry }, \
-        .stq1_0 = { quantize_stq1_0, isums_stq1_0, vec_dot_stq1_0 }, \
+#define ROW_KERNEL(isa)                                                  \
+    const struct ggml_sherry_row_kernel ggml_sherry_row_##isa = {        \
+        .name   = #isa,                                                  \
+        .sherry = { quantize_for_sherry, isums_sherry, vec_dot_sherry }, \
+        .stq1_0 = { quantize_for_stq1_0, isums_stq1_0, vec_dot_stq1_0 }, \
     };

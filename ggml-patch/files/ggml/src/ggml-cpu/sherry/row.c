@@ -11,11 +11,11 @@
 //
 
 // The reference quantizers are in another library, so not everywhere is their address a constant for a table.
-static void quantize_sherry(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
+static void quantize_for_sherry(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
     quantize_row_q8_sherry_ref(x, y, k);
 }
 
-static void quantize_stq1_0(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
+static void quantize_for_stq1_0(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
     quantize_row_q8_stq1_0_ref(x, y, k);
 }
 
@@ -88,8 +88,8 @@ static void vec_dot_stq1_0(int n, float * GGML_RESTRICT s, size_t bs, const void
 
 const struct ggml_sherry_row_kernel ggml_sherry_row_generic = {
     .name   = "generic",
-    .sherry = { quantize_sherry, isums_sherry, vec_dot_sherry },
-    .stq1_0 = { quantize_stq1_0, isums_stq1_0, vec_dot_stq1_0 },
+    .sherry = { quantize_for_sherry, isums_sherry, vec_dot_sherry },
+    .stq1_0 = { quantize_for_stq1_0, isums_stq1_0, vec_dot_stq1_0 },
 };
 
 //
