@@ -54,7 +54,7 @@ def tile_kernels(cpu: ctypes.CDLL) -> dict[str, Any]:
     return _by_name(cpu.ggml_sherry_tile_kernel_named, TileKernel)
 
 
-def _by_name(find: Any, kind: type[ctypes.Structure]) -> dict[str, Any]:
-    find.restype = ctypes.POINTER(kind)
+def _by_name(find: Any, structure: type[ctypes.Structure]) -> dict[str, Any]:
+    find.restype = ctypes.POINTER(structure)
     found = {isa: find(isa.encode()) for isa in ISAS}
     return {isa: kernel.contents for isa, kernel in found.items() if kernel}
