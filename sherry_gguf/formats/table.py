@@ -17,7 +17,7 @@ from sherry_gguf.formats.tensor_type import TensorType
 from sherry_gguf.formats.tq1_0 import TQ1_0
 from sherry_gguf.formats.tq2_0 import TQ2_0
 
-_TYPES: tuple[TensorType, ...] = (STQ1_0, SHERRY, TQ1_0, TQ2_0, Q2_0, Q4_0)
+_TYPES: list[TensorType] = [STQ1_0, SHERRY, TQ1_0, TQ2_0, Q2_0, Q4_0]
 
 LAST_UPSTREAM_ID: Final = 42  # of the pin's own types
 
@@ -27,7 +27,7 @@ VERSION: Final = 1  # the largest that this package reads and writes
 
 def tensor_types() -> tuple[TensorType, ...]:
     """All types, those of fewest bits per weight first."""
-    return _TYPES
+    return tuple(sorted(_TYPES, key=lambda tensor_type: tensor_type.bits_per_weight))
 
 
 def named(name: str) -> TensorType | None:

@@ -53,7 +53,7 @@ TOY = TensorType(
 @pytest.fixture
 def gguf(pinned_gguf, monkeypatch):
     """The line of the table; gguf-py then has the type as well."""
-    monkeypatch.setattr(table, "_TYPES", (*table._TYPES, TOY))
+    monkeypatch.setattr(table, "_TYPES", [*table._TYPES, TOY])
     register(pinned_gguf)
     return pinned_gguf
 
@@ -123,7 +123,7 @@ def test_requantize_refuses(file, capsys):
     assert main(["requantize", str(file), "--outtype", "sherry"]) == 1
     said = capsys.readouterr().err
     assert "weights do not fit SHERRY and would change" in said
-    assert said.endswith("; all fit --outtype tq1_0 or tq2_0 or q2_0 or q4_0 or toy\n")
+    assert said.endswith("; all fit --outtype tq1_0 or toy or tq2_0 or q2_0 or q4_0\n")
 
 
 def test_convert_refuses_with_the_types_that_fit(gguf, tiny_checkpoint, tmp_path):
