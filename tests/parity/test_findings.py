@@ -55,7 +55,7 @@ def test_notes_are_no_failures(good_report):
     noted.show(Console(file=file, width=80, soft_wrap=True, markup=False))
     *_, no_tensor, lossy, verdict = file.getvalue().splitlines()
     assert no_tensor == "note: the file has no SHERRY tensor; nothing to compare bit by bit"
-    assert lossy.endswith("3 layers are changed by --allow-lossy")
+    assert lossy.endswith("3 layers are changed by quantizing them")
     assert verdict == "PASSED: every limit holds"
     assert noted.to_json()["ok"] is True
     assert [f"note: {line}" for line in noted.to_json()["notes"]] == [no_tensor, lossy]
