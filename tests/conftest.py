@@ -12,7 +12,23 @@ import pytest
 
 from sherry_gguf import llama_cpp
 
-DATA = Path(__file__).parent / "data"
+TESTS = Path(__file__).parent
+DATA = TESTS / "data"
+
+# What makes a test slow: a model that is converted, trained or executed, a compiler, a program that reads the project.
+_MODELS = {"tiny_checkpoint", "random_checkpoint"}
+_PROGRAMS = {"test_builds.py", "test_commands.py", "test_package.py", "test_scripts.py", "test_style.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what they use, so that `make quick` can leave out those that take time or a compiler."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        folder = item.path.relative_to(TESTS).parts[0]
+        if "runtime" in fixtures:
+            item.add_marker("runtime")
+        if item.path.name in _PROGRAMS or (fixtures & _MODELS and folder != "checkpoint"):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -357,7 +357,6 @@ def followed(line: list[str], words: str, case: Case) -> list[str]:
     return line
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_way_out_works(name, inputs, capsys):
     case = CASES[name](inputs)
@@ -382,7 +381,6 @@ def test_the_way_out_works(name, inputs, capsys):
         assert (kept == 0).sum() == kept.size // 4
 
 
-@pytest.mark.slow
 def test_dense_ternary_weights_through_upstreams_converter(inputs, capsys):
     """The one way out that leads to another program: it keeps every weight."""
 
@@ -401,7 +399,6 @@ def test_dense_ternary_weights_through_upstreams_converter(inputs, capsys):
     assert np.array_equal(values["blk.1.ffn_down.weight"], down)
 
 
-@pytest.mark.slow
 def test_where_an_error_came_from(inputs, capsys):
     model = inputs.plain()
     for path in model.glob("tokenizer*"):
