@@ -15,9 +15,12 @@ from sherry_gguf import llama_cpp
 TESTS = Path(__file__).parent
 DATA = TESTS / "data"
 
-# What makes a test slow: a model that is converted, trained or executed, a compiler, a program that reads the project.
+# What makes a test slow: a model that is converted, trained or executed, a program in a process of its own.
 _MODELS = {"tiny_checkpoint", "random_checkpoint"}
-_PROGRAMS = {"test_builds.py", "test_commands.py", "test_package.py", "test_scripts.py", "test_style.py"}
+_PROGRAMS = {
+    "test_builds.py", "test_cli.py", "test_commands.py", "test_convert.py", "test_demo_model.py", "test_fetch.py",
+    "test_package.py", "test_refresh.py", "test_scripts.py", "test_style.py", "test_training.py",
+}  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
