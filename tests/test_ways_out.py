@@ -6,7 +6,6 @@ read out of the text, with the value that a person would put for a placeholder.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -20,7 +19,8 @@ import numpy as np
 import pytest
 import torch
 from reading import matrices_of, tensors_of, values_of
-from safetensors.torch import load_file, save_file
+from remaking import PROJECTION, remake
+from safetensors.torch import load_file
 
 from sherry_gguf import llama_cpp
 from sherry_gguf.cli import COMMANDS, main
@@ -36,7 +36,7 @@ from sherry_gguf.weights.quantize import quantize
 pytestmark = pytest.mark.usefixtures("pinned_gguf")
 
 FLAG = re.compile(r"(--[a-z][\w-]*)(?: ((?:'[^']*'|[^-\s;,()]\S*?)(?=[\s;,()]|$)))?")
-PROJECTIONS = r"_proj\.weight$"
+PROJECTIONS = PROJECTION.pattern
 SWITCHES = ("--allow-lossy", "--force", "--verbose")
 SMALL = {"intermediate_size": 256, "num_hidden_layers": 2}
 
@@ -78,26 +78,19 @@ class Inputs:
     def convert(self, model: Path, *more: str) -> list[str]:
         return ["convert", str(model), *self.out(), *more]
 
-    def change(self, change: Callable[[str, torch.Tensor], torch.Tensor], **keys: object) -> Path:
-        """A small Llama whose Sherry layers are changed; keys of config.json are set, or removed where None."""
-        model = self.folder / "changed"
-        shutil.copytree(self.random("Llama", sherry=self.sherry, **SMALL), model)
-        state = load_file(model / "model.safetensors")
-        state = {name: change(name, w) if re.search(PROJECTIONS, name) else w for name, w in state.items()}
-        save_file(state, model / "model.safetensors", {"format": "pt"})
-        config = json.loads((model / "config.json").read_text()) | keys
-        config = {key: value for key, value in config.items() if value is not None}
-        (model / "config.json").write_text(json.dumps(config))
-        return model
+    def change(self, change: Callable[[str, torch.Tensor], torch.Tensor], *, silent: bool = True) -> Path:
+        """A small Llama whose Sherry layers are changed, and whose config.json says how it was trained, or does not."""
+        keys = {} if silent else self.sherry
+        return remake(self.random("Llama", sherry=self.sherry, **SMALL), self.folder / "changed", change, **keys)
 
     def plain(self) -> Path:
-        return self.change(lambda _, w: w, quant_method=None)
+        return self.change(lambda _, w: w)
 
     def baked(self, granularity: Granularity | None = None, only: str = "") -> Path:
         def bake(name: str, w: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(quantize(w.float().numpy(), granularity).weights()) if only in name else w
 
-        return self.change(bake, quant_method=None)
+        return self.change(bake)
 
     def with_scales(self, granularity: str, size: int = 128, **config: int) -> Path:
         sherry = {**self.sherry, "granularity": granularity, "group_size": size}
@@ -153,7 +146,7 @@ def latents_with_their_zeros_applied(i):
     def mask(_, w):
         return torch.where(torch.from_numpy(quantize(w.float().numpy()).weights()) == 0, 0, w)
 
-    return Case(i.convert(i.change(mask, quant_method=None)), Way.DECLARE_SPARSE)
+    return Case(i.convert(i.change(mask)), Way.DECLARE_SPARSE)
 
 
 @case
@@ -195,7 +188,7 @@ def layers_of_which_no_one_type_holds_all(i):
             quantize(w.float().numpy(), Granularity("per_group", 16 if "down" in name else 64)).weights()
         )
 
-    line = i.convert(i.change(bake, quant_method=None), "--outtype", "sherry")
+    line = i.convert(i.change(bake), "--outtype", "sherry")
     return Case(line, Way.REST_AS)
 
 
@@ -205,7 +198,7 @@ def layers_of_two_grids(i):
         grid = "stride16" if "mlp" in name else "consecutive"
         return torch.from_numpy(quantize(w.float().numpy(), Granularity("per_group", 256), grid=grid).weights())
 
-    return Case(i.convert(i.change(bake, quant_method=None), "--outtype", "sherry"), Way.AUTO)
+    return Case(i.convert(i.change(bake), "--outtype", "sherry"), Way.AUTO)
 
 
 @case
@@ -229,13 +222,13 @@ def rows_of_an_output(i):
 
 @case
 def a_scale_beyond_fp16(i):
-    model = i.change(lambda name, w: w * (1e8 if "layers.1.mlp.up_proj" in name else 1))
+    model = i.change(silent=False, change=lambda name, w: w * (1e8 if "layers.1.mlp.up_proj" in name else 1))
     return Case(i.convert(model), Way.KEEP_SCALES, {"REGEX": "blk.1.ffn_up"})
 
 
 @case
 def a_scale_too_small_for_fp16(i):
-    model = i.change(lambda name, w: w * (1e-9 if "layers.1.mlp.up_proj" in name else 1))
+    model = i.change(silent=False, change=lambda name, w: w * (1e-9 if "layers.1.mlp.up_proj" in name else 1))
     return Case(i.convert(model, "--outtype", "q2_0"), Way.KEEP_SCALES, {"REGEX": "blk.1.ffn_up"})
 
 
@@ -387,7 +380,7 @@ def test_dense_ternary_weights_through_upstreams_converter(inputs, capsys):
     def ternary(_, w):
         return torch.sign(w) * (w.abs() > 0.02) * 0.03125
 
-    model = inputs.change(ternary, quant_method=None)
+    model = inputs.change(ternary)
     assert main(inputs.convert(model)) == 1
     words = words_of(["convert"], Way.UPSTREAM, capsys.readouterr().err)
     script, *flags = re.search(r"\(llama\.cpp's (.*)\)", words)[1].split()

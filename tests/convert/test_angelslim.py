@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
+from remaking import PROJECTION, remake
 from safetensors.torch import load_file, save_file
 
 from sherry_gguf.checkpoint import Checkpoint, Source
@@ -15,9 +15,6 @@ from sherry_gguf.convert import convert
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.errors import SherryError
 from sherry_gguf.weights.quantize import quantize
-
-PROJECTION = "_proj.weight"
-SILENT = ("w_bits", "quant_method", "granularity", "group_size", "N", "M")
 
 
 def sherry(w):
@@ -59,31 +56,35 @@ def dlt(w):
 METHODS = {method.__name__: method for method in (sherry, absmean, twn, lsq, seq, one_bit, dlt)}
 
 
+def buffers_of(module, shape, method):
+    """What the quantizers of a Linear leave in the state dict."""
+    scales, learned = (shape[0], shape[1] // 128, 1), method in ("lsq", "seq", "dlt", "one_bit")
+    buffers = {
+        "weight_quantizer.scale": torch.full(scales, 0.02 if learned else 1.0),
+        "act_quantizer.scale": torch.ones(()),
+        "act_quantizer.zero_point": torch.zeros(1),
+        "qkv_quantizer.scale": torch.ones(2),
+    }
+    if method == "dlt":
+        buffers["weight_quantizer.gamma"] = torch.full(scales, 0.007)
+    return {f"{module}{name}": buffer for name, buffer in buffers.items()}
+
+
 @pytest.fixture
 def baked(tiny_checkpoint, tmp_path):
     """make(method): the shipped model baked by it, a scale for 128 weights, with the trainer's buffers."""
 
     def make(method, buffers=True):
-        model = tmp_path / method
-        shutil.copytree(tiny_checkpoint, model)
-        config = json.loads((model / "config.json").read_text())
-        (model / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in SILENT}))
-        state = load_file(model / "model.safetensors")
-        for name, w in list(state.items()):
-            if not name.endswith(PROJECTION):
-                continue
+        def bake(_, w):
             runs = w.float().numpy().reshape(-1, 128)
-            state[name] = torch.from_numpy(METHODS[method](runs).astype(np.float32)).bfloat16().reshape(w.shape)
-            if buffers:
-                module = name.removesuffix("weight")
-                learned = 0.02 if method in ("lsq", "seq", "dlt", "one_bit") else 1.0
-                state[f"{module}weight_quantizer.scale"] = torch.full((w.shape[0], w.shape[1] // 128, 1), learned)
-                state[f"{module}act_quantizer.scale"] = torch.ones(())
-                state[f"{module}act_quantizer.zero_point"] = torch.zeros(1)
-                state[f"{module}qkv_quantizer.scale"] = torch.ones(2)
-                if method == "dlt":
-                    state[f"{module}weight_quantizer.gamma"] = torch.full((w.shape[0], w.shape[1] // 128, 1), 0.007)
-        save_file(state, model / "model.safetensors", {"format": "pt"})
+            return torch.from_numpy(METHODS[method](runs).astype(np.float32)).bfloat16().reshape(w.shape)
+
+        model = remake(tiny_checkpoint, tmp_path / method, bake)
+        if buffers:
+            state = load_file(model / "model.safetensors")
+            for name in [name for name in state if PROJECTION.search(name)]:
+                state |= buffers_of(name.removesuffix("weight"), state[name].shape, method)
+            save_file(state, model / "model.safetensors", {"format": "pt"})
         return model
 
     return make

@@ -11,6 +11,7 @@ import pytest
 import torch
 from reading import field, tensors_of
 from refusals import refused
+from remaking import remake
 from safetensors.torch import load_file, save_file
 from trainer import stored_forward
 
@@ -113,26 +114,16 @@ def test_experts_fused_into_one_tensor(random_checkpoint, sherry_config, tmp_pat
         assert np.array_equal(tensor.data, fused[name].data), name
 
 
-def bake_in_place(directory, dtype):
-    """Replace latents by what AngelSlim's main saves: fake-quantized weights, and config.json silent about them."""
-    path = directory / "model.safetensors"
-    state = load_file(path)
-    for name, w in state.items():
-        if name.endswith("_proj.weight"):
-            state[name] = torch.from_numpy(stored_forward(w, 128)).to(dtype)
-    save_file(state, path)
-    config = json.loads((directory / "config.json").read_text())
-    for key in ("w_bits", "quant_method", "granularity", "group_size", "N", "M"):
-        config.pop(key, None)
-    (directory / "config.json").write_text(json.dumps(config))
-    return state
+def bake(source, directory, dtype):
+    """What AngelSlim's main saves: fake-quantized weights, and config.json silent about them. Returns its tensors."""
+    remake(source, directory, lambda _, w: torch.from_numpy(stored_forward(w, 128)).to(dtype))
+    return load_file(directory / "model.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_baked_weights(tiny_checkpoint, tmp_path, dtype):
     directory = tmp_path / "baked"
-    shutil.copytree(tiny_checkpoint, directory)
-    state = bake_in_place(directory, dtype)
+    state = bake(tiny_checkpoint, directory, dtype)
     report = convert(directory, tmp_path / "x.gguf")
     assert report.source == "42 baked Sherry layers"
     found = tensors_of(report.outfile)["blk.3.ffn_down.weight"]
@@ -141,8 +132,7 @@ def test_baked_weights(tiny_checkpoint, tmp_path, dtype):
 
 
 def test_a_baked_state_dict(tiny_checkpoint, tmp_path):
-    shutil.copytree(tiny_checkpoint, tmp_path / "baked")
-    state = bake_in_place(tmp_path / "baked", torch.bfloat16)
+    state = bake(tiny_checkpoint, tmp_path / "baked", torch.bfloat16)
     buffers = {
         f"{name.removesuffix('weight')}weight_quantizer.scale": torch.ones(1)
         for name in state
@@ -159,8 +149,7 @@ def test_a_baked_state_dict(tiny_checkpoint, tmp_path):
 
 def test_a_baked_layer_that_was_changed_later(tiny_checkpoint, tmp_path):
     directory = tmp_path / "baked"
-    shutil.copytree(tiny_checkpoint, directory)
-    state = bake_in_place(directory, torch.float32)
+    state = bake(tiny_checkpoint, directory, torch.float32)
     state["model.layers.2.mlp.up_proj.weight"][700, 133] *= 1.5
     save_file(state, directory / "model.safetensors")
     with pytest.raises(SherryError, match=r"layers\.2\.mlp\.up_proj\.weight: .* row 700, group 3[23] "):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from dataclasses import replace
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from reading import field, tensors_of, values_of
+from remaking import remake
 from safetensors.torch import load_file, save_file
 from trainer import stored_forward
 
@@ -22,7 +22,7 @@ from sherry_gguf.convert.verify import verify
 from sherry_gguf.errors import SherryError
 from sherry_gguf.formats.table import named
 from sherry_gguf.weights.granularity import Granularity
-from sherry_gguf.weights.quantize import expand, quantize
+from sherry_gguf.weights.quantize import quantize
 
 pytestmark = pytest.mark.usefixtures("pinned_gguf")
 
@@ -153,34 +153,20 @@ def test_an_empty_run_beside_another_fits(tiny_checkpoint, tmp_path):
             assert np.array_equal(found[name], values), name
 
 
-def bake(state, name, span):
-    """Replace latents by weights on the grid, float32, one magnitude per ``span``."""
-    for layer in range(6):
-        key = f"model.layers.{layer}.{name}.weight"
-        w = state[key].float().numpy()
-        granularity = Granularity("per_channel") if span is None else Granularity("per_group", span)
-        grid = quantize(w, granularity)
-        state[key] = torch.from_numpy(expand(grid.codes, grid.scales))
-
-
 @pytest.fixture
 def mixed(tiny_checkpoint, tmp_path):
-    """Baked layers that differ in who shares a scale, and some with an empty run where SHERRY can have none."""
-    directory = tmp_path / "mixed"
-    shutil.copytree(tiny_checkpoint, directory)
-    config = json.loads((directory / "config.json").read_text())
-    for key in ("w_bits", "quant_method", "granularity", "group_size", "N", "M"):
-        config.pop(key, None)
-    (directory / "config.json").write_text(json.dumps(config))
-    state = load_file(directory / "model.safetensors")
-    spans = {"self_attn.q_proj": 128, "self_attn.k_proj": 64, "self_attn.v_proj": 32, "self_attn.o_proj": 128}
-    spans |= {"mlp.gate_proj": None, "mlp.up_proj": None, "mlp.down_proj": 8}
-    for name, span in spans.items():
-        bake(state, name, span)
-    for layer in range(6):
-        state[f"model.layers.{layer}.mlp.gate_proj.weight"][100, 32:64] = 0  # behind the rows that a plan looks at
-    save_file(state, directory / "model.safetensors")
-    return directory
+    """Baked layers that differ in who shares a scale, and some with zeros where SHERRY can have none."""
+    sizes = {"q_proj": 128, "k_proj": 64, "v_proj": 32, "o_proj": 128, "down_proj": 8}
+
+    def change(name, w):
+        layer = name.split(".")[-2]
+        granularity = Granularity("per_group", sizes[layer]) if layer in sizes else Granularity("per_channel")
+        baked = quantize(w.float().numpy(), granularity).weights()
+        if layer == "gate_proj":
+            baked[100, 32:64] = 0  # behind the rows that a plan looks at
+        return torch.from_numpy(baked)
+
+    return remake(tiny_checkpoint, tmp_path / "mixed", change)
 
 
 def test_auto_takes_the_smallest_for_each_tensor(mixed, tmp_path):

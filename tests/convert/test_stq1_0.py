@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from reading import field, matrices_of
 from refusals import refused
-from safetensors.torch import load_file, save_file
+from remaking import PROJECTION, remake
+from safetensors.torch import load_file
 from trainer import stored_forward
 
 from sherry_gguf.checkpoint import Checkpoint, Source
@@ -32,7 +32,6 @@ from sherry_gguf.weights.quantize import expand, quantize
 pytestmark = pytest.mark.usefixtures("pinned_gguf")
 
 STQ1_0 = TypeChoice(outtype="stq1_0")
-PROJECTION = re.compile(r"_proj\.weight$")
 
 
 def strided(w: np.ndarray) -> np.ndarray:
@@ -54,19 +53,6 @@ def baked(w: torch.Tensor, granularity: Granularity, *, apart: bool) -> torch.Te
     grid = quantize(w.float().numpy(), granularity)
     values = expand(grid.codes, grid.scales)
     return torch.from_numpy(np.ascontiguousarray(strided(values) if apart else values))
-
-
-def remake(source: Path, target: Path, change) -> Path:
-    """A copy whose config.json does not speak of Sherry, and whose layers are change(name, weights)."""
-    shutil.copytree(source, target)
-    config = json.loads((target / "config.json").read_text())
-    for key in ("w_bits", "quant_method", "granularity", "group_size", "N", "M"):
-        config.pop(key, None)
-    (target / "config.json").write_text(json.dumps(config))
-    state = load_file(target / "model.safetensors")
-    state = {name: change(name, w) if PROJECTION.search(name) else w for name, w in state.items()}
-    save_file(state, target / "model.safetensors", metadata={"format": "pt"})
-    return target
 
 
 @pytest.fixture(scope="module")

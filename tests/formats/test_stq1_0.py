@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import stq1_oracle
 
 from sherry_gguf.errors import SherryError
 from sherry_gguf.formats import sherry, stq1_0
+from sherry_gguf.weights.granularity import Granularity
+from sherry_gguf.weights.quantize import quantize
 
 # The weights of each index under sign 0, written out from its definition; under sign 1 all are negated.
 INDEX = (
@@ -98,6 +101,20 @@ def test_random_round_trips(seed):
         assert np.array_equal(stq1_0.BLOCKS.unpack(given)[0], kept)
         assert np.array_equal(stq1_0.BLOCKS.unpack(given)[1], scales)
     assert np.array_equal(stq1_0.STQ1_0.pack(stq1_0.STQ1_0.dequantize(packed)), packed)
+
+
+def test_the_independent_oracle_of_the_c_tests_says_the_same():
+    """tests/native/stq1_oracle.py, written from the description of the bytes alone."""
+    rng = np.random.default_rng(3)
+    codes = rng.integers(0, 32, (7, 5 * 64), dtype=np.uint8)
+    scales = rng.lognormal(-3, 1, (7, 5)).astype(np.float16).astype(np.float32)
+    packed = stq1_0.BLOCKS.pack(codes, scales)
+    assert np.array_equal(stq1_oracle.pack(codes, scales), packed)
+    assert np.array_equal(stq1_oracle.dequantize(packed), stq1_0.STQ1_0.dequantize(packed))
+    latents = rng.standard_normal((7, 1280)).astype(np.float32)
+    granularity = Granularity("per_group", 256)
+    found = quantize(latents, granularity, grid="stride16", ties="first")
+    assert np.array_equal(stq1_oracle.quantize(latents), stq1_0.BLOCKS.pack(found.codes, found.scales[:, ::2]))
 
 
 def test_any_bytes_but_bad_scales_are_read_and_written_back():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 
 import numpy as np
 import pytest
 import torch
 from reading import tensors_of
-from safetensors.torch import load_file, save_file
+from remaking import remake
+from safetensors.torch import load_file
 from trainer import stored_forward
 
 from sherry_gguf.checkpoint import Checkpoint
@@ -111,17 +111,12 @@ def test_a_file_in_an_order_of_the_future(trained_model, tmp_path):
 
 def baked(source, directory, granularity):
     """A copy of a model whose layers are baked already, and whose config.json is silent about it."""
-    shutil.copytree(source, directory)
-    state = load_file(directory / "model.safetensors")
-    for name, w in state.items():
-        if name.endswith("_proj.weight"):
-            grid = quantize(w.float().numpy(), granularity)
-            state[name] = torch.from_numpy(grid.weights(rounded(grid.scales)))
-    save_file(state, directory / "model.safetensors", {"format": "pt"})
-    config = json.loads((directory / "config.json").read_text())
-    del config["quant_method"]
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
+
+    def change(_, w):
+        found = quantize(w.float().numpy(), granularity)
+        return torch.from_numpy(found.weights(rounded(found.scales)))
+
+    return remake(source, directory, change)
 
 
 def test_baked_layers(trained_model, tmp_path):
