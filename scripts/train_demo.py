@@ -4,7 +4,7 @@
     python scripts/train_demo.py --work DIR [flags of `sherry-gguf train`, which win over those below]
 
 Ends with DIR/demo, a checkpoint as `sherry-gguf train` writes it. A run that was stopped goes on from its last
-checkpoint. Learning rate and Arenas as docs/training.md found best for runs of this length.
+checkpoint. Learning rate and Arenas as docs/training.md found best for trainings of this length.
 """
 
 from __future__ import annotations

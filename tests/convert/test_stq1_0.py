@@ -65,7 +65,7 @@ def apart(tiny_checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mixed(tiny_checkpoint, tmp_path_factory):
-    """Baked layers of either kind of groups, and with scales that STQ1_0 holds or does not."""
+    """Baked layers of either grid, and with scales that STQ1_0 holds or does not."""
     kinds = {"q_proj": (256, True), "k_proj": (128, False), "v_proj": (128, True), "o_proj": (256, False)}
 
     def change(name, w):

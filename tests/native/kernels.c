@@ -43,7 +43,7 @@ size_t ggml_row_size(enum ggml_type type, int64_t n) {
 struct type {
     const char * name;
 
-    int    halves; // runs of 128 weights in a block
+    int    halves; // parts of 128 weights in a block
     size_t block_bytes;
     size_t ops;    // offset in struct ggml_sherry_row_kernel
 
@@ -188,7 +188,7 @@ static double expected(double start, int n_blocks, const block_sherry * x, const
 // Blocks of a type with the codes and scales of SHERRY blocks, and activations in the type's order: the sums are those
 // of the SHERRY blocks.
 static void check_row(const struct type * type, enum kind kind, int r, int t, int n_blocks) {
-    const int n = n_blocks*type->halves; // runs of 128 weights
+    const int n = n_blocks*type->halves; // parts of 128 weights
     block_sherry    * sherry = malloc(n*sizeof(*sherry));
     block_q8_sherry * y      = malloc(n*sizeof(*y));
     int32_t         * isums  = malloc(n*sizeof(*isums));

@@ -1,4 +1,4 @@
-"""llama-quantize and the loader: weights on the grid come back byte for byte, and what cannot be read is refused."""
+"""llama-quantize and the loader: baked weights come back byte for byte, and what cannot be read is refused."""
 
 from __future__ import annotations
 

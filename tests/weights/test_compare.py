@@ -123,7 +123,7 @@ def changed_by(types, weights):
 
 
 def test_scales_that_differ_within_a_block():
-    """Of 512 weights a run of 128 has another alpha: SHERRY holds it, larger blocks change the smaller of the two."""
+    """Of 512 weights 128 have another alpha: SHERRY holds it, larger blocks change the smaller of the two."""
     latent = np.random.default_rng(13).normal(size=(ROWS, 512)).astype(np.float32)
     grid = quantize(latent, Granularity("per_channel"))
     scales = np.ones_like(grid.scales)
@@ -135,7 +135,7 @@ def test_scales_that_differ_within_a_block():
     # one alpha in fp16, though not in float32
     scales[2, 1] = 1.0001
     assert not any(changed_by(CONSECUTIVE, expand(grid.codes, scales)).values())
-    # an empty run is held beside any other
+    # 128 zeros are held beside any other scale
     scales[2, 1] = 0
     assert not any(changed_by(CONSECUTIVE, expand(grid.codes, scales)).values())
 
@@ -147,7 +147,7 @@ def test_groups_of_weights_16_apart_are_held_by_all_but_sherry():
     changed = changed_by(tensor_types(), weights)
     assert 0 < changed.pop("SHERRY") < weights.size // 2
     assert not any(changed.values())
-    # an empty run beside another: four zeros of a group cannot stay, one can
+    # 128 zeros beside 128 others: four zeros of a group cannot stay, one can
     weights[1, 128:256] = 0
     changed = changed_by(tensor_types(), weights)
     assert changed["STQ1_0"] == 96
