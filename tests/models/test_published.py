@@ -100,7 +100,7 @@ def test_tensors_are_of_the_type_and_hold_the_weights(family, grid, converted):
 
 
 def test_latent_attention_can_be_sherry_too(pinned_gguf, published_checkpoint, tmp_path):
-    """All of HY_V4's projections, named; llama.cpp wants the keys' half of kv_b_proj transposed, which has no groups."""
+    """All of HY_V4's projections, named. llama.cpp transposes the keys' half of kv_b_proj, so it has no groups."""
     model, file = published_checkpoint("HYV4", "SHERRY"), tmp_path / "model.gguf"
     names = r"\.(\w+_a_proj(_with_mqa)?|\w+_b_proj|linear_gate|o_proj|\w*(gate|up|down)_proj)(\.weight)?$"
     with pytest.raises(SherryError, match=r"attn_k_b\.weight: rows of 64 weights are no multiple of 128"):
