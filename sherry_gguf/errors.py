@@ -28,6 +28,8 @@ class Way(Enum):
     UPSTREAM = "llama.cpp's own converter stores such weights as TQ2_0 or TQ1_0"
     CHANGE_WEIGHTS = "allow a lossy conversion, which quantizes a plain model and changes its weights"
 
+    TRUST_REMOTE_CODE = "allow the model's own code to be executed, once you have read it"
+
     # choosing types
     ALL_FIT = "{0} holds all of them"
     NO_TYPE = "no one type holds all of them"

@@ -6,6 +6,7 @@ read out of the text, with the value that a person would put for a placeholder.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("pinned_gguf")
 
 FLAG = re.compile(r"(--[a-z][\w-]*)(?: ((?:'[^']*'|[^-\s;,()]\S*?)(?=[\s;,()]|$)))?")
 PROJECTIONS = PROJECTION.pattern
-SWITCHES = ("--allow-lossy", "--force", "--verbose")
+SWITCHES = ("--allow-lossy", "--force", "--trust-remote-code", "--verbose")
 SMALL = {"intermediate_size": 256, "num_hidden_layers": 2}
 
 
@@ -124,6 +125,23 @@ def a_state_dict_in_a_folder(i):
     torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
     (model / "model.safetensors").unlink()
     return Case(i.convert(model), Way.STATE_DICT)
+
+
+@case
+def a_tokenizer_that_is_code(i):
+    model = i.folder / "model"
+    shutil.copytree(i.random("HunYuanDenseV1", sherry=i.sherry), model)
+    (model / "own.py").write_text(
+        "import transformers\n"
+        "class Config(transformers.HunYuanDenseV1Config):\n    model_type = 'no_known_type'\n"
+        "class Tokenizer(transformers.Qwen2Tokenizer):\n    pass\n"
+    )
+    own = {"auto_map": {"AutoConfig": "own.Config", "AutoTokenizer": [None, "own.Tokenizer"]}}
+    names = {"config": {"model_type": "no_known_type"}, "tokenizer_config": {"tokenizer_class": "Tokenizer"}}
+    for name, changes in names.items():
+        path = model / f"{name}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **own, **changes}))
+    return Case(i.convert(model), Way.TRUST_REMOTE_CODE)
 
 
 @case

@@ -3,6 +3,7 @@
 stores      where tensors come from: safetensors, or a torch state dict
 declared    what config.json and its like say of the training
 checkpoint  both together
+remote_code the Python files in it, which are not executed
 source      a checkpoint and what its user says of it
 """
 

@@ -19,6 +19,8 @@ class Source:
     sherry_layers  regex of the checkpoint's names of the quantized linear layers
     grid           of latent weights
     allow_lossy    quantize weights that are not Sherry's all the same, which changes them
+
+    trust_remote_code  execute Python files of the model where transformers needs them (``checkpoint/remote_code.py``)
     """
 
     model: Path
@@ -27,6 +29,7 @@ class Source:
     sherry_layers: str | None = None
     grid: Grid | None = None
     allow_lossy: bool = False
+    trust_remote_code: bool = False
 
     def open(self) -> Checkpoint:
         """Raises SherryError for a file that is missing, damaged, or holds more than tensors."""

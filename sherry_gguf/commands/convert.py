@@ -6,14 +6,18 @@ import argparse
 import logging
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from rich.console import Console
+from transformers.utils import logging as transformers_log
 
 from sherry_gguf.commands import ways_out
 from sherry_gguf.commands.source_flags import configure_source, source_of
 from sherry_gguf.convert.pipeline import convert
-from sherry_gguf.convert.summary import print_conversion
+from sherry_gguf.convert.summary import Conversion, print_conversion
 from sherry_gguf.convert.type_choice import (
     AUTO,
     DEFAULT_EMBEDDING_TYPE,
@@ -34,6 +38,8 @@ _TYPES = (
     f"TYPE is one of {', '.join((*NUMPY_TYPES, *LIBRARY_TYPES))}, but for --outtype; "
     f"the last {len(LIBRARY_TYPES)} need `sherry-gguf build`"
 )
+
+_MOST_WARNINGS = 1000  # kept until it is known whether the conversion is refused
 
 WAYS = {
     **ways_out.SOURCE,
@@ -96,27 +102,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    logging.basicConfig(
-        level=logging.INFO if args.verbose else logging.WARNING, format="llama.cpp's converter: %(message)s"
-    )
     try:
-        conversion = convert(
-            source_of(args),
-            args.outfile,
-            types=TypeChoice(
-                args.token_embedding_type and parse_type(args.token_embedding_type),
-                args.output_tensor_type and parse_type(args.output_tensor_type),
-                tuple(parse_override(text) for text in args.tensor_type),
-                parse_outtype(args.outtype),
-            ),
-            regrid=args.regrid,
-            model_name=args.model_name,
-            metadata=args.metadata,
-            force=args.force,
-            verify=not args.no_verify,
-            dry_run=args.dry_run,
-            progress=sys.stderr.isatty(),
-        )
+        with _upstream_log(args.verbose):
+            conversion = _convert(args)
     except SherryError:
         if args.verbose:
             traceback.print_exc()
@@ -127,3 +115,45 @@ def execute(args: argparse.Namespace) -> int:
     if not args.dry_run:
         console.print(str(conversion.verdict or "not verified (--no-verify)"), highlight=False)
     return 0
+
+
+@contextmanager
+def _upstream_log(verbose: bool) -> Iterator[None]:
+    """What llama.cpp's converter logs goes to stderr: all at once and verbosely, or the warnings where it succeeds.
+
+    Before a refusal warnings would hide its one line.
+    """
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(logging.Formatter("llama.cpp's converter: %(message)s"))
+    never = logging.CRITICAL + 1
+    kept = MemoryHandler(_MOST_WARNINGS, never, to_stderr)
+    level, handler = (logging.INFO, to_stderr) if verbose else (logging.WARNING, kept)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    if not verbose:
+        transformers_log.set_verbosity_error()
+    try:
+        yield
+    except BaseException:
+        kept.buffer.clear()  # before the end of the process, which writes what is kept
+        raise
+    kept.flush()
+
+
+def _convert(args: argparse.Namespace) -> Conversion:
+    return convert(
+        source_of(args),
+        args.outfile,
+        types=TypeChoice(
+            args.token_embedding_type and parse_type(args.token_embedding_type),
+            args.output_tensor_type and parse_type(args.output_tensor_type),
+            tuple(parse_override(text) for text in args.tensor_type),
+            parse_outtype(args.outtype),
+        ),
+        regrid=args.regrid,
+        model_name=args.model_name,
+        metadata=args.metadata,
+        force=args.force,
+        verify=not args.no_verify,
+        dry_run=args.dry_run,
+        progress=sys.stderr.isatty(),
+    )

@@ -44,12 +44,19 @@ def configure_source(parser: argparse.ArgumentParser) -> None:
         help="quantize a model that is not Sherry, which changes its weights: convert says how much, "
         "parity compares with the quantized model",
     )
+    source.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="execute Python files of the model where transformers needs them; read them before",
+    )
 
 
 def source_of(args: argparse.Namespace) -> Source:
     """What the flags say; SherryError for flags that contradict each other or are no regular expression."""
     layers = None if args.sherry_layers is None else check_regex(args.sherry_layers)
-    return Source(args.model, args.config, _granularity_of(args), layers, args.grid, args.allow_lossy)
+    return Source(
+        args.model, args.config, _granularity_of(args), layers, args.grid, args.allow_lossy, args.trust_remote_code
+    )
 
 
 def _granularity_of(args: argparse.Namespace) -> Granularity | None:

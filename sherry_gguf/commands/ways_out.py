@@ -22,6 +22,7 @@ SOURCE: Final[Mapping[Way, str]] = {
     Way.ONLY_BAKED: "leave them as they are (--sherry-layers REGEX names the others)",
     Way.SEEN_GRID: "leave out --grid, which is for latent weights",
     Way.UPSTREAM: "TQ2_0 or TQ1_0 hold such weights (llama.cpp's convert_hf_to_gguf.py --outtype tq2_0)",
+    Way.TRUST_REMOTE_CODE: "--trust-remote-code executes it, for those who have read it",
     Way.CHANGE_WEIGHTS: "--allow-lossy quantizes a plain model, and changes it",
 }
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from sherry_gguf import llama_cpp
 from sherry_gguf.checkpoint import Source
+from sherry_gguf.checkpoint.remote_code import remote_code
 from sherry_gguf.convert.library import use_library_quantizers
 from sherry_gguf.convert.model import Job, open_model
 from sherry_gguf.convert.plan import make_plan
@@ -69,7 +70,7 @@ def convert(
         plan = regridded(plan, checkpoint)
     job = Job(checkpoint, plan, types)
     proposed = outfile or _directory_for(source.model)
-    with _upstream_errors(source.model):
+    with _upstream(source):
         settled = settle(job, proposed, progress)
         job = replace(job, sherry_types=settled.types)
         instance = open_model(job, proposed, model_name, metadata)
@@ -84,7 +85,7 @@ def convert(
 
     require_free(target, force)
     with temporary_beside(target) as temporary:
-        with _upstream_errors(source.model):
+        with _upstream(source):
             _write(job, instance, temporary, progress)
             if verify:
                 as_trained = open_model(replace(job, as_trained=True, losses={}), target)
@@ -115,10 +116,13 @@ def _write(job: Job, instance: Any, path: Path, progress: bool) -> None:
 
 
 @contextmanager
-def _upstream_errors(model: Path) -> Iterator[None]:
-    """Upstream's converter raises whatever comes up for a checkpoint it cannot read: make that one line."""
+def _upstream(source: Source) -> Iterator[None]:
+    """Around everything of upstream's converter, which executes code of a model, and raises whatever comes up for a
+    checkpoint that it cannot read: do not let it, and make that one line."""
+    model = source.model
     try:
-        yield
+        with remote_code(source.trust_remote_code):
+            yield
     except (SherryError, MemoryError):
         raise
     except OSError as error:

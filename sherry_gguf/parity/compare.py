@@ -27,6 +27,7 @@ from rich.progress import track
 
 from sherry_gguf import llama_cpp
 from sherry_gguf.checkpoint import Source
+from sherry_gguf.checkpoint.remote_code import remote_code
 from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.convert.regridded import is_regridded, regridded
@@ -87,9 +88,10 @@ def parity(
         raise SherryError(f"{text}: {len(tokens.tokens)} tokens are less than one chunk of {ctx_size}", Way.CONTEXT)
 
     token_check = TokenCheck.of(tokens.tokens, runtime.tokenize(build.program("llama-tokenize"), gguf, text))
-    weight_check = weights.check(gguf, checkpoint, plan)
+    with remote_code(source.trust_remote_code):
+        weight_check = weights.check(gguf, checkpoint, plan)
+        kept = weights.other_types(gguf, checkpoint, plan) if split else ()
     first = scoring.first_scored(ctx_size)
-    kept = weights.other_types(gguf, checkpoint, plan) if split else ()
     in_torch = reference.load(checkpoint, plan, threads=threads)
     with _stages(source, gguf, kept, split, bool(plan.moved)) as stages, ExitStack() as stack:
         program = build.program("sherry-logits")
