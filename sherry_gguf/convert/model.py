@@ -7,19 +7,22 @@ is driven through the methods that its own architectures override; nothing of it
 from __future__ import annotations
 
 import logging
-import re
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert.bake import bake, relative_error
+from sherry_gguf.convert.complete import require_whole_blocks
 from sherry_gguf.convert.plan import Layer, Plan
 from sherry_gguf.convert.recorder import Recorder, main_type
+from sherry_gguf.convert.settings import QUANTIZATION, require_computed, with_architecture
 from sherry_gguf.convert.type_choice import OUTPUT, TOKEN_EMBEDDING, TypeChoice
 from sherry_gguf.errors import SherryError, naming
 from sherry_gguf.formats.scales import UnfitScales
@@ -58,19 +61,38 @@ def open_model(job: Job, outfile: Path, model_name: str | None = None, metadata:
     from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
 
     logging.getLogger("hf-to-gguf").addFilter(_is_news)
-    hparams = ModelBase.load_hparams(job.checkpoint.directory, False)
+    directory = Path(os.path.abspath(job.checkpoint.directory))  # its name becomes the model's
+    load = ModelBase.load_hparams
+    hparams = with_architecture(load(directory, False))
     architecture = get_model_architecture(hparams, ModelType.TEXT)
     try:
         base = get_model_class(architecture)
     except NotImplementedError:
         raise SherryError(f"{job.checkpoint.path}: llama.cpp's converter does not know {architecture}") from None
-    return _sherry_class(base, job)(
-        job.checkpoint.directory,
-        _file_type_of_plain_weights(gguf, job),
-        outfile,
-        model_name=model_name,
-        metadata_override=metadata,
-    )
+    require_computed(hparams, gguf.MODEL_ARCH_NAMES[base.model_arch])
+    hparams.pop(QUANTIZATION, None)  # upstream would dequantize what is not quantized
+    if has_own_head(job.checkpoint):
+        hparams["tie_word_embeddings"] = False
+    # classes of some architectures read config.json once more
+    with patch.object(ModelBase, "load_hparams", lambda *args, **kwargs: with_architecture(load(*args, **kwargs))):
+        return _sherry_class(base, job)(
+            directory,
+            _file_type_of_plain_weights(gguf, job),
+            outfile,
+            model_name=model_name,
+            metadata_override=metadata,
+            hparams=hparams,
+        )
+
+
+def has_own_head(checkpoint: Checkpoint) -> bool:
+    """Whether a head is stored that is no copy of an embedding: PyTorch uses it, even if config.json ties the two."""
+    if LM_HEAD not in checkpoint.names:
+        return False
+    info = checkpoint.info(LM_HEAD)
+    alike = [name for name in checkpoint.names if "emb" in name and checkpoint.info(name) == info]
+    head = checkpoint.load(LM_HEAD)
+    return not any(torch.equal(checkpoint.load(name), head) for name in alike)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -142,6 +164,10 @@ def _sherry_class(base: Any, job: Job) -> Any:
             infos = {name: info for part in self.gguf_writer.tensors for name, info in part.items()}
             stored = {name: info.dtype.name for name, info in infos.items()}
             require_whole_blocks(stored, self.block_count)
+            if OUTPUT not in stored and not self.hparams.get("tie_word_embeddings") and LM_HEAD in job.checkpoint.names:
+                raise SherryError(
+                    f"{LM_HEAD} is no copy of the embedding, and llama.cpp's converter drops it for this architecture"
+                )
             if not job.as_trained:
                 rows = {name: info.shape[-1] for name, info in infos.items() if info.shape}
                 blocks = {qtype.name: block for qtype, (block, _) in gguf.GGML_QUANT_SIZES.items()}
@@ -157,27 +183,6 @@ def _sherry_class(base: Any, job: Job) -> Any:
                 self.gguf_writer.add_uint32(VERSION_KEY, version)
 
     return SherryModel
-
-
-# The matrices of a decoder block; what else is in one differs between the layers of some architectures.
-_LINEAR = re.compile(r"^(attn_(q|k|v|qkv|output)|ffn_(gate|up|down)(_exps)?)\.weight$")
-
-
-def require_whole_blocks(names: Iterable[str], block_count: int) -> None:
-    """Raise SherryError if a block has no tensors, or lacks a matrix that a block alike has: a checkpoint in parts."""
-    blocks: dict[int, set[str]] = {number: set() for number in range(block_count)}
-    for name in names:
-        if name.startswith("blk."):
-            _, index, rest = name.split(".", 2)
-            blocks.setdefault(int(index), set()).add(rest)
-    for number, found in blocks.items():
-        # hybrid layers and dense layers among experts have other tensors, not fewer of the same
-        lacking = {name for other in blocks.values() if found < other for name in other - found if _LINEAR.search(name)}
-        if not found or lacking:
-            what = min(lacking) if found else "any tensor"
-            raise SherryError(
-                f"the checkpoint is not complete: layer {number} of {block_count} lacks {what}; download it again"
-            )
 
 
 def _load_finite(checkpoint: Checkpoint, name: str) -> torch.Tensor:

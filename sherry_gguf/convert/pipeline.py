@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +14,8 @@ from typing import Any, Literal
 from sherry_gguf import llama_cpp
 from sherry_gguf.checkpoint import Source
 from sherry_gguf.checkpoint.remote_code import remote_code
+from sherry_gguf.convert import settings
+from sherry_gguf.convert.complete import require_loadable
 from sherry_gguf.convert.library import use_library_quantizers
 from sherry_gguf.convert.model import Job, open_model
 from sherry_gguf.convert.plan import make_plan
@@ -18,6 +23,7 @@ from sherry_gguf.convert.regridded import regridded
 from sherry_gguf.convert.settle import settle
 from sherry_gguf.convert.summary import Conversion, WrittenTensor
 from sherry_gguf.convert.type_choice import OUTPUT, TypeChoice
+from sherry_gguf.convert.verify import require_finite
 from sherry_gguf.convert.verify import verify as verify_file
 from sherry_gguf.errors import SherryError, Way
 from sherry_gguf.files.outfile import rename_durably, require_free, temporary_beside
@@ -69,13 +75,16 @@ def convert(
     if regrid is not None:
         plan = regridded(plan, checkpoint)
     job = Job(checkpoint, plan, types)
-    proposed = outfile or _directory_for(source.model)
+    proposed = _template(outfile) if outfile else _directory_for(source.model)
     with _upstream(source):
         settled = settle(job, proposed, progress)
         job = replace(job, sherry_types=settled.types)
         instance = open_model(job, proposed, model_name, metadata)
         instance.prepare_tensors()
-        instance.prepare_metadata(vocab_only=False)
+        with _under_its_name(checkpoint.directory) as instance.dir_model_card:
+            instance.prepare_metadata(vocab_only=False)
+        _name_an_end(instance, checkpoint.config)
+        _require_loadable(instance)
     target: Path = instance.fname_out
     tensors = _written(instance)
     notes = [*_notes(job, instance), *settled.notes]
@@ -87,6 +96,7 @@ def convert(
     with temporary_beside(target) as temporary:
         with _upstream(source):
             _write(job, instance, temporary, progress)
+            require_finite(temporary, instance.recorder.exact)
             if verify:
                 as_trained = open_model(replace(job, as_trained=True, losses={}), target)
                 conversion = replace(conversion, verdict=verify_file(temporary, as_trained, progress))
@@ -95,7 +105,62 @@ def convert(
 
 
 def _directory_for(model: Path) -> Path:
+    """The folder of a file that nobody named: the model's, but never one of the Hub's cache."""
+    if _hub_name(model):
+        return Path.cwd()
     return model if model.is_dir() else model.parent
+
+
+def _hub_name(model: Path) -> str | None:
+    """``.../models--org--name/snapshots/hash`` -> ``name``; None for a folder outside the Hub's cache."""
+    repository = Path(os.path.abspath(model)).parents[1:2]
+    if repository and repository[0].name.startswith("models--") and (repository[0] / "snapshots").is_dir():
+        return repository[0].name.rpartition("--")[2]
+    return None
+
+
+@contextmanager
+def _under_its_name(directory: Path) -> Iterator[Path]:
+    """The directory; for a snapshot of the Hub, whose folder has the name of a commit, under the model's name.
+
+    Upstream's converter takes the parts of a model's name from its folder's.
+    """
+    if (name := _hub_name(directory)) is None:
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="sherry-convert-") as folder:
+        link = Path(folder, name)
+        link.symlink_to(directory.absolute(), target_is_directory=True)
+        yield link
+
+
+def _name_an_end(instance: Any, config: Mapping[str, Any]) -> None:
+    """Where config.json has a list of end tokens, upstream's converter writes none that the tokenizer does not name."""
+    found = config.get("eos_token_id")
+    if isinstance(found, list) and found and _end_token(instance) is None:
+        instance.gguf_writer.add_eos_token_id(found[0])
+
+
+def _end_token(instance: Any) -> int | None:
+    (metadata,) = instance.gguf_writer.kv_data
+    field = metadata.get("tokenizer.ggml.eos_token_id")
+    return None if field is None else int(field.value)
+
+
+def _template(outfile: Path) -> Path:
+    """The path as upstream's converter fills it in: braces count around its names of the type, and nowhere else."""
+    doubled = outfile.name.replace("{", "{{").replace("}", "}}")
+    return outfile.with_name(re.sub(r"\{\{(|ftype|FTYPE|outtype|OUTTYPE)\}\}", r"{\1}", doubled))
+
+
+def _require_loadable(instance: Any) -> None:
+    """Hold the tensors to write against the metadata to write."""
+    import gguf
+
+    metadata = {key: field.value for part in instance.gguf_writer.kv_data for key, field in part.items()}
+    shapes = {tensor.name: tensor.shape for tensor in _written(instance)}
+    known = [f"{gguf.TENSOR_NAMES[tensor]}.weight" for tensor in gguf.MODEL_TENSORS[instance.model_arch]]
+    require_loadable(metadata, shapes, known, tied=bool(instance.hparams.get("tie_word_embeddings", True)))
 
 
 def _write(job: Job, instance: Any, path: Path, progress: bool) -> None:
@@ -153,6 +218,7 @@ def _notes(job: Job, instance: Any) -> list[str]:
     if checkpoint.ignored:
         notes.append(f"ignored {len(checkpoint.ignored)} quantizer buffers, the first {checkpoint.ignored[0]}")
     notes += [f"ignored {name} beside the weights: llama.cpp has a cache of its own" for name in checkpoint.beside]
+    notes += settings.notes(checkpoint.config, _end_token(instance))
     names = {name for part in instance.gguf_writer.tensors for name in part}
     if instance.hparams.get("tie_word_embeddings") and OUTPUT in names:
         notes.append(f"the tied embedding is written twice, as {OUTPUT} in {types.output}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,13 @@ import numpy as np
 from tqdm import tqdm
 
 from sherry_gguf.convert.model import take_tensors
-from sherry_gguf.errors import SherryError
+from sherry_gguf.convert.type_choice import OUTPUT, TOKEN_EMBEDDING
+from sherry_gguf.errors import SherryError, Way
 from sherry_gguf.files.gguf_file import open_gguf
 from sherry_gguf.formats.scales import rounded_weights
 from sherry_gguf.weights.compare import WeightCheck, compare
+
+_PART = 1 << 22  # weights read at a time
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,42 @@ def verify(path: Path, as_trained: Any, progress: bool = False) -> Verdict:
         if tensor.type is None or not np.array_equal(_bytes(gguf, values, tensor.type.type_id), tensor.stored):
             raise SherryError(f"{tensor.name}: the file's {tensor.type_name} bytes are not the checkpoint's")
     return Verdict(sherry, sorted(types), len(tensors) - sherry.tensors)
+
+
+def require_finite(path: Path, exact: Collection[str]) -> None:
+    """Raise SherryError for a tensor with a weight that its type cannot hold: an infinity or NaN when it is read back.
+
+    exact: the tensors of Sherry layers, whose scales were checked when they were packed
+    """
+    import gguf
+
+    for tensor in open_gguf(path).tensors:
+        if tensor.name in exact or tensor.type is None:
+            continue
+        rows = tensor.stored.reshape(-1, tensor.stored.size // max(1, tensor.info.weights // tensor.info.row))
+        step = max(1, _PART // tensor.info.row)
+        for start in range(0, len(rows), step):
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = gguf.quants.dequantize(
+                    _as_stored(gguf, rows[start : start + step], tensor.type.type_id),
+                    gguf.GGMLQuantizationType(tensor.type.type_id),
+                )
+            finite = np.isfinite(values)
+            if not finite.all():
+                row, column = np.argwhere(~finite)[0]
+                way = {TOKEN_EMBEDDING: Way.EMBEDDING_TYPE, OUTPUT: Way.OUTPUT_TYPE}.get(tensor.name, Way.OTHER_TYPE)
+                raise SherryError(
+                    f"{tensor.name}: weight {column} of row {start + row} is too large for {tensor.type_name}, which "
+                    f"would hold {values[row, column]}",
+                    way,
+                )
+
+
+def _as_stored(gguf: Any, rows: Any, type_id: int) -> Any:
+    """uint8[rows, n] as ``gguf.quants.dequantize`` takes them: float types as such."""
+    floats = {gguf.GGMLQuantizationType.F32: np.float32, gguf.GGMLQuantizationType.F16: np.float16}
+    dtype = floats.get(type_id)
+    return rows if dtype is None else np.ascontiguousarray(rows).view(dtype)
 
 
 def _bytes(gguf: Any, values: Any, type_id: int) -> Any:
