@@ -119,10 +119,11 @@ def a_state_dict(i):
 
 
 @case
-def a_state_dict_in_a_folder(i):
+def two_state_dicts_in_a_folder(i):
     model = i.folder / "model"
     shutil.copytree(i.tiny, model)
-    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    for name in ("a.pt", "b.pt"):
+        torch.save(load_file(model / "model.safetensors"), model / name)
     (model / "model.safetensors").unlink()
     return Case(i.convert(model), Way.STATE_DICT)
 

@@ -13,7 +13,8 @@ import torch
 
 from sherry_gguf.checkpoint import declared
 from sherry_gguf.checkpoint.json_file import read_json
-from sherry_gguf.checkpoint.stores import Safetensors, StateDict, Store, TensorInfo
+from sherry_gguf.checkpoint.regular import is_file, require_files
+from sherry_gguf.checkpoint.stores import StateDict, Store, TensorInfo, open_directory
 from sherry_gguf.errors import SherryError, Way
 from sherry_gguf.formats.groups import Grid
 from sherry_gguf.weights.granularity import Granularity
@@ -33,8 +34,8 @@ class Checkpoint:
     def __init__(self, model: Path, config_dir: Path | None = None) -> None:
         if model.is_dir():
             self.directory = config_dir or model
-            self._tensors: Store = Safetensors(model)
-        elif model.is_file():
+            self._tensors: Store = open_directory(model)
+        elif is_file(model):
             if config_dir is None:
                 raise SherryError(f"{model} is a state dict, which has no configuration", Way.CONFIG_DIRECTORY)
             self.directory = config_dir
@@ -42,10 +43,13 @@ class Checkpoint:
         else:
             raise SherryError(f"{model}: no such file or directory")
         self.path = model
-        self.config = read_json(self.directory / "config.json")
+        self.config = read_json(self._config_file)
+        require_files(self.directory)
         stored = self._tensors.names()
         self.ignored = [name for name in stored if declared.is_quantizer_buffer(name)]
         self.names = [name for name in stored if name not in set(self.ignored)]
+        shapes = {name: self.info(name).shape for name in self.names}
+        declared.require_counts(self.config, self._config_file, shapes)
         self.beside = [name for name in (declared.KV_CACHE_SCALES,) if model.is_dir() and (model / name).is_file()]
 
     def info(self, name: str) -> TensorInfo:

@@ -7,11 +7,14 @@ quantizers leave buffers among the tensors. This project adds the keys ``sherry_
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
+import regex
 import torch
 
 from sherry_gguf.checkpoint.json_file import read_json
@@ -114,6 +117,58 @@ def check_regex(pattern: str) -> str:
     """The pattern itself; SherryError if it is no regular expression."""
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise SherryError(f"{pattern!r} is no regular expression: {error}") from None
     return pattern
+
+
+_MATCHING_TIME: Final = 5.0  # seconds for the names of a model; a usual regex takes milliseconds
+_LONGEST: Final = 1 << 14  # characters of a regex
+_REPEATS: Final = 10_000  # all counts of a regex times each other: what its engine may have to write out
+
+
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names that a pattern matches. SherryError if that takes too long: the pattern may have come with the model.
+
+    ``re`` cannot be stopped, and some short patterns would take it years.
+    """
+    counts = (int(count) for braces in re.findall(r"\{([^{}]*)\}", pattern) for count in re.findall(r"\d{1,9}", braces))
+    if len(pattern) > _LONGEST or math.prod(max(count, 1) for count in counts) > _REPEATS:
+        raise SherryError(f"{pattern[:100]!r} is too large a regular expression; name the layers simply")
+    deadline = time.monotonic() + _MATCHING_TIME
+    try:
+        search = regex.compile(pattern).search
+        return [name for name in names if search(name, timeout=max(deadline - time.monotonic(), 0.001)) is not None]
+    except TimeoutError:
+        raise SherryError(f"{pattern!r} takes too long to match the tensors' names; name the layers simply") from None
+    except (regex.error, RecursionError) as error:
+        raise SherryError(f"{pattern!r} is no regular expression: {error}") from None
+
+
+# Where config.json has the settings of the language model, and how it calls the number of its layers.
+_TEXT: Final = ("text_config", "llm_config", "language_config", "thinker_config")
+_LAYERS: Final = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "num_nextn_predict_layers")
+_NUMBER: Final = re.compile(r"(?:^|\.)(\d+)\.")
+_SPARE_LAYERS: Final = 64  # a checkpoint in parts has fewer than it says, and layers may share their weights
+
+
+def require_counts(config: Mapping[str, Any], where: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise SherryError for a number of layers or tokens that the tensors do not back: much would be built from it.
+
+    shapes: of the stored tensors, by name.
+    """
+    settings = [config, *(config[key] for key in _TEXT if isinstance(config.get(key), Mapping))]
+    settings += [part["text_config"] for part in settings[1:] if isinstance(part.get("text_config"), Mapping)]
+    layers = len({found[1] for name in shapes if (found := _NUMBER.search(name))})
+    rows = max((shape[0] for shape in shapes.values() if len(shape) == 2), default=0)
+    for part in settings:
+        for key in _LAYERS:
+            if _count(part, key) > 2 * layers + _SPARE_LAYERS:
+                raise SherryError(f"{where}: {key} is {part[key]}, and the tensors are those of {layers} layers")
+        if _count(part, "vocab_size") > rows:
+            raise SherryError(f"{where}: vocab_size is {part['vocab_size']}, and no tensor has more than {rows} rows")
+
+
+def _count(config: Mapping[str, Any], key: str) -> float:
+    value = config.get(key)
+    return value if isinstance(value, int | float) else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,6 +10,7 @@ from typing import Literal
 import torch
 
 from sherry_gguf.checkpoint import Checkpoint, Source
+from sherry_gguf.checkpoint.declared import matching
 from sherry_gguf.errors import SherryError, Way, naming
 from sherry_gguf.formats.groups import STRIDE, Grid
 from sherry_gguf.weights import refusal
@@ -19,6 +19,7 @@ from sherry_gguf.weights.granularity import DEFAULT_GROUP_SIZE, Granularity
 from sherry_gguf.weights.quantize import PIECE
 
 _SAMPLE_ROWS = 64
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 Reading = Literal["latent", "baked", "lossy"]
 
@@ -96,7 +97,7 @@ def make_plan(checkpoint: Checkpoint, source: Source | None = None) -> Plan:
 
 def _look_at_layers(checkpoint: Checkpoint, source: Source) -> dict[str, Look]:
     layers = checkpoint.declared_layers() if source.sherry_layers is None else source.sherry_layers
-    names = [name for name in checkpoint.names if re.search(layers, name)]
+    names = matching(layers, checkpoint.names)
     if not names:
         raise SherryError(f"{checkpoint.path}: no weight's name matches {layers}", Way.NAME_LAYERS)
     return {name: _look(checkpoint, name) for name in names}
@@ -107,8 +108,22 @@ def _look(checkpoint: Checkpoint, name: str) -> Look:
         shape = checkpoint.info(name).shape
         if len(shape) not in (2, 3):
             raise SherryError(f"has shape {list(shape)}, no linear layer's", Way.LEAVE_OUT)
-        sample = checkpoint.head(name, _SAMPLE_ROWS if len(shape) == 2 else 1)
-        return detect(sample.reshape(-1, shape[-1])[:_SAMPLE_ROWS].to(torch.float32).numpy())
+        if (dtype := checkpoint.info(name).dtype) not in _FLOATS:
+            raise SherryError(f"has dtype {str(dtype).removeprefix('torch.')}, no trained weights'", Way.LEAVE_OUT)
+        return detect(_sample(checkpoint, name, shape).to(torch.float32).numpy())
+
+
+def _sample(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Some rows of a matrix, or of a stack of them, the first that are not all zeros: zeros say nothing of the rest."""
+    head = checkpoint.head(name, _SAMPLE_ROWS if len(shape) == 2 else 1).reshape(-1, shape[-1])[:_SAMPLE_ROWS]
+    if head.any(dim=1).all():
+        return head
+    found = head[:0]
+    for rows in checkpoint.load(name).reshape(-1, shape[-1]).split(16 * _SAMPLE_ROWS):
+        found = torch.cat([found, rows[rows.any(dim=1)]])[:_SAMPLE_ROWS]
+        if len(found) == _SAMPLE_ROWS:
+            break
+    return found if len(found) else head
 
 
 def _declared(checkpoint: Checkpoint, allow_lossy: bool) -> Granularity | None:

@@ -27,10 +27,14 @@ def open_model(directory: Path) -> tuple[Any, Any]:
     if not (directory / "config.json").is_file():
         raise SherryError(f"{directory}: no config.json; name a directory that has one, and a tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    if any(any(directory.glob(pattern)) for pattern in _WEIGHTS):
+    if _has_weights(directory):
         return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, trust_remote_code=False), tokenizer
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False), tokenizer
+
+
+def _has_weights(directory: Path) -> bool:
+    return any(any(directory.glob(pattern)) for pattern in _WEIGHTS)
 
 
 def load_sherry(directory: Path) -> tuple[Any, Any]:
@@ -39,6 +43,8 @@ def load_sherry(directory: Path) -> tuple[Any, Any]:
     granularity = checkpoint.declared_granularity()
     if granularity is None:
         raise SherryError(f"{directory}: config.json does not declare Sherry layers; convert_to_sherry makes some")
+    if not _has_weights(directory):  # a state dict of another name, which transformers does not read
+        raise SherryError(f"{directory}: has no weights that transformers reads; save them with save_pretrained")
     model, tokenizer = open_model(directory)
     convert_to_sherry(model, granularity, checkpoint.declared_layers())
     return model.eval(), tokenizer

@@ -123,8 +123,9 @@ def test_files_that_are_no_checkpoints(tmp_path, tiny_checkpoint):
     empty.mkdir()
     with pytest.raises(SherryError, match=r"no model\.safetensors in this directory"):
         Checkpoint(empty)
-    (empty / "pytorch_model.bin").write_bytes(b"")
-    with refused(r"name the file itself: .*pytorch_model\.bin --config"):
+    for name in ("model.pt", "pytorch_model.bin"):
+        (empty / name).write_bytes(b"")
+    with refused(r"2 state dicts, .*name the file itself: .*pytorch_model\.bin --config"):
         Checkpoint(empty)
     (empty / "pytorch_model-00001-of-00002.bin").write_bytes(b"")
     with pytest.raises(SherryError, match="sharded torch checkpoint"):

@@ -183,6 +183,43 @@ def test_a_damaged_baked_layer_is_still_a_baked_layer(checkpoint, row):
     assert sources(plan_of(checkpoint(weights))) == ["baked"]
 
 
+@pytest.mark.parametrize("pruned", [64, 100, 127])
+def test_rows_of_zeros_say_nothing(checkpoint, pruned):
+    """Of a pruned head: the rows behind them tell what it is."""
+    for weights, config, source in ((floats(), SHERRY, "latent"), (baked(), {}, "baked")):
+        weights[:pruned] = 0
+        assert sources(plan_of(checkpoint(weights, config=config))) == [source]
+    weights = floats()
+    weights[:pruned] = 0
+    with refused("all 1 layers hold floating-point weights"):
+        plan_of(checkpoint(weights))
+    weights = floats()
+    weights[::2] = 0
+    assert sources(plan_of(checkpoint(weights, config=SHERRY))) == ["latent"]
+
+
+@pytest.mark.parametrize("experts", [1, 3])
+def test_an_expert_of_zeros_says_nothing(checkpoint, experts):
+    stack = np.stack([floats(seed) for seed in range(4)])
+    stack[:experts] = 0
+    assert sources(plan_of(checkpoint(stack, config=SHERRY))) == ["latent"]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "bool", "int64"])
+def test_integers_are_no_latents(checkpoint, dtype):
+    with refused(rf"layers\.0\.mlp\.up_proj\.weight: has dtype {dtype}, .*--sherry-layers"):
+        plan_of(checkpoint(np.ones((128, 256), dtype=dtype), config=SHERRY))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int8, torch.float8_e4m3fn])
+def test_no_latents_in_a_state_dict(tmp_path, dtype):
+    torch.save({"model.layers.0.mlp.up_proj.weight": torch.ones(128, 256).to(dtype)}, tmp_path / "x.pt")
+    (tmp_path / "config.json").write_text(json.dumps(SHERRY))
+    source = Source(tmp_path / "x.pt", tmp_path)
+    with pytest.raises(SherryError, match=r"up_proj\.weight: has dtype (complex64|int8|float8_e4m3fn)"):
+        make_plan(source.open(), source)
+
+
 def test_another_method_in_config_is_refused(checkpoint):
     with pytest.raises(SherryError, match="tequila"):
         plan_of(checkpoint(floats(), config={**SHERRY, "quant_method": "tequila"}))

@@ -1,9 +1,14 @@
-"""The demo model: what its README says of it."""
+"""A saved model as it is read again, the demo model first: what its README says of it."""
 
 from __future__ import annotations
 
-import pytest
+import shutil
 
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sherry_gguf.errors import SherryError
 from sherry_gguf.train.directory import load_sherry
 from sherry_gguf.train.evaluate import perplexity
 
@@ -14,3 +19,12 @@ def test_demo_model(repository, heldout_text):
     model, tokenizer = load_sherry(directory)
     # on another machine fp32 sums have another order
     assert perplexity(model, tokenizer, [heldout_text], 512) == pytest.approx(49.8272, rel=1e-4)
+
+
+def test_weights_that_transformers_does_not_read(tiny_checkpoint, tmp_path):
+    """It would draw others at random, without a word."""
+    model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    torch.save(load_file(model / "model.safetensors"), model / "x.pt")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(SherryError, match="no weights that transformers reads"):
+        load_sherry(model)
