@@ -126,11 +126,11 @@ def _under_its_name(directory: Path) -> Iterator[Path]:
     Upstream's converter takes the parts of a model's name from its folder's.
     """
     if (name := _hub_name(directory)) is None:
-        yield directory
+        yield Path(os.path.abspath(directory))
         return
     with tempfile.TemporaryDirectory(prefix="sherry-convert-") as folder:
         link = Path(folder, name)
-        link.symlink_to(directory.absolute(), target_is_directory=True)
+        link.symlink_to(os.path.abspath(directory), target_is_directory=True)
         yield link
 
 
