@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.checkpoint.wrappers import unwrapped
 from sherry_gguf.errors import SherryError
 from sherry_gguf.train.layers import convert_to_sherry
 
@@ -46,6 +47,7 @@ def load_sherry(directory: Path) -> tuple[Any, Any]:
 
 def save(model: Any, state: dict[str, Tensor], source: Path, directory: Path, dtype: torch.dtype) -> None:
     """Write ``state``, the model's tensors, rounded to dtype; its configuration; the tokenizer of ``source``."""
+    state = {unwrapped(name): tensor for name, tensor in state.items()}
     model.save_pretrained(directory, state_dict=_rounded(state, dtype))
     config = copy.deepcopy(model.config)
     config.dtype, config.use_cache = dtype, True  # save_pretrained wrote those of the training
