@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -27,7 +28,8 @@ def token_blocks(files: Sequence[Path], tokenizer: Any, length: int) -> datasets
 
     Documents are joined, each with an EOS after it where the tokenizer has one, and cut: every block is BOS, where
     texts begin with it, and the next tokens. What is left of each thousand documents is dropped.
-    Raises SherryError for a file that is missing or of another kind, and where all texts together are too short.
+    Raises SherryError for a file that is missing or of another kind, for records without a text, and where all texts
+    together are too short.
     """
     documents = datasets.concatenate_datasets([_read(path) for path in files])
     begin = [] if (bos := bos_of(tokenizer)) is None else [bos]
@@ -64,10 +66,30 @@ def _read(path: Path) -> datasets.Dataset:
         raise SherryError(f"{path}: {path.suffix or 'no suffix'} is none of {', '.join(_LOADERS)}")
     options = {"sample_by": "document"} if loader == "text" else {}
     try:
-        read = datasets.load_dataset(loader, data_files=str(path), split="train", **options)
+        # data_files is a pattern to the library, and the path of one file here
+        read = datasets.load_dataset(loader, data_files=glob.escape(str(path)), split="train", **options)
+    except StopIteration:  # from a .jsonl of no bytes
+        raise SherryError(f"{path}: holds no records") from None
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
+        if "corresponds to no data" in str(error):
+            raise SherryError(f"{path}: holds no records") from None
         cause = error.__cause__ or error
         raise SherryError(f"{path}: cannot be read, {' '.join(str(cause).split())}") from error
     if "text" not in read.column_names:
         raise SherryError(f'{path}: its records have no "text", only {", ".join(read.column_names)}')
-    return read.select_columns(["text"])
+    return _texts(read.select_columns(["text"]), path)
+
+
+def _texts(read: datasets.Dataset, path: Path) -> datasets.Dataset:
+    """The same records, each of them a string; SherryError where one is none."""
+    found = read.features["text"]
+    if getattr(found, "dtype", None) not in ("string", "large_string"):
+        what = {"Json": "of several types", "List": "a list"}.get(
+            type(found).__name__, getattr(found, "dtype", "a record")
+        )
+        raise SherryError(f'{path}: the "text" of its records is {what}, not a string')
+    column = read.data.column("text")
+    if column.null_count:
+        raise SherryError(f'{path}: record {column.is_null().index(True).as_py() + 1} has no "text"')
+    # files are joined, which takes columns of one type
+    return read if found.dtype == "string" else read.cast_column("text", datasets.Value("string"))

@@ -69,3 +69,35 @@ def test_what_cannot_be_read_is_one_line(files, tokenizer, tmp_path):
     assert "less text than one block of 16 tokens" in refused("short.txt", "few words")
     assert 'have no "text", only words' in refused("other.jsonl", '{"words": "a"}\n')
     assert "cannot be read" in refused("broken.jsonl", '{"text": "a"\n{{')
+    assert "cannot be read" in refused("bytes.parquet", "no parquet")
+    assert "holds no records" in refused("empty.jsonl", "")
+    assert "holds no records" in refused("empty.json", "[]")
+    assert "holds no records" in refused("braces.jsonl", "{}\n")
+    assert 'record 2 has no "text"' in refused("null.jsonl", '{"text": "a"}\n{"text": null}\n')
+    assert 'record 2 has no "text"' in refused("lacking.jsonl", '{"text": "a"}\n{}\n')
+    assert 'the "text" of its records is null' in refused("nulls.jsonl", '{"text": null}\n')
+    assert 'the "text" of its records is int64' in refused("number.jsonl", '{"text": 1}\n')
+    assert 'the "text" of its records is a list' in refused("list.jsonl", '{"text": ["a"]}\n')
+    assert 'the "text" of its records is of several types' in refused("mixed.jsonl", '{"text": "a"}\n{"text": 1}\n')
+    assert "cannot be read" in refused("bare.jsonl", "3\n")
+
+
+@pytest.mark.parametrize("name", ["part[1].txt", "part*.txt", "part?.txt", "folder[1]/part{1}.txt"])
+def test_a_path_is_no_pattern(name, files, tokenizer, tmp_path):
+    (tmp_path / "folder[1]").mkdir()
+    for other in ("part1.txt", "part2.txt", "folder1.txt"):
+        (tmp_path / other).write_text("something else " * 50)
+    (tmp_path / name).write_text(TEXTS[0])
+    found = token_blocks([tmp_path / name], tokenizer, 16)["input_ids"]
+    assert found == token_blocks(files[:1], tokenizer, 16)["input_ids"]
+
+
+def test_long_and_short_strings_are_joined(files, tokenizer, tmp_path):
+    """Parquet has two types of string, which other programs choose between."""
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"text": pyarrow.array(TEXTS[1:], pyarrow.large_string())})
+    parquet.write_table(table, tmp_path / "large.parquet")
+    found = token_blocks([files[0], tmp_path / "large.parquet"], tokenizer, 16)["input_ids"]
+    assert found == token_blocks(files, tokenizer, 16)["input_ids"]

@@ -217,3 +217,14 @@ def test_help_lists_both_groups_of_flags(capsys):
     text = capsys.readouterr().out
     assert "--arenas-max" in text
     assert "--gradient-accumulation-steps" in text
+
+
+def test_a_compiled_models_weights_are_saved_by_their_own_names(model_of, untrained, tmp_path):
+    """torch.compile renames every weight of the model's state; a folder of such names holds none of its tensors."""
+    from sherry_gguf.train.directory import save
+
+    model = model_of()
+    state = torch.compile(model).state_dict()
+    assert all(name.startswith("_orig_mod.") for name in state)
+    save(model, state, untrained, tmp_path, torch.float32)
+    assert set(weights(tmp_path)) == {name for name in model.state_dict() if name != "lm_head.weight"}
