@@ -23,6 +23,7 @@ HUNK_LINES = {
     "0005-tests": 15,
     "0006-tools": 1,
     "0007-gpu-backends": 6,
+    "0008-log": 10,
 }
 
 

@@ -147,6 +147,19 @@ def test_no_weights_need_no_decision(reader: Reader) -> None:
     assert reader.types(make([((256, 0), Q2_0, Q2_0), ((16,), F32, F32)])) == [Q2_0, F32]
 
 
+def test_an_empty_tensor_follows_the_others_where_it_can(reader: Reader) -> None:
+    """Rows of 64 are no blocks of STQ1_0, and ggml makes no tensor of them, not even an empty one."""
+    empty, narrow = ((256, 0), Q2_0, Q2_0), ((64, 0), Q2_0, Q2_0)
+    for i in range(3):
+        old = [*OLD[:i], empty, narrow, *OLD[i:]]
+        types = [STQ1_0 if tensor[2] == STQ1_0 or tensor is empty else tensor[1] for tensor in old]
+        assert reader.types(make(old)) == types
+        assert reader.types(make([*TRUE[:i], empty, narrow, *TRUE[i:]])) == [
+            F32 if tensor[1] == F32 else Q2_0 for tensor in old
+        ]
+    assert reader.types(make([narrow, ((0,), Q2_0, Q2_0), ((16,), F32, F32)])) == [Q2_0, Q2_0, F32]
+
+
 def test_contradictions_are_refused(reader: Reader, capfd: Any) -> None:
     old, true, floats = ((256, 3), Q2_0, STQ1_0), ((256, 3), Q2_0, Q2_0), ((16,), F32, F32)
     for tensors in ([old, true, floats], [true, old, floats], [old, floats, true], [old, old, true]):

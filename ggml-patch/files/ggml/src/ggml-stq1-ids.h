@@ -82,7 +82,8 @@ static bool ggml_stq1_settle_ids(std::vector<Info> & infos, uint64_t alignment, 
     if (n_stq1 > 0) {
         GGML_LOG_INFO("%s: tensors of type 42 have the size of STQ1_0, which they are taken for: %zu\n", __func__, n_tensors);
         for (Info & info : infos) {
-            if (info.t.type == GGML_TYPE_Q2_0) {
+            // an empty tensor may have rows that are no whole blocks of STQ1_0: as that it could not be made
+            if (info.t.type == GGML_TYPE_Q2_0 && info.t.ne[0]%QK_STQ1_0 == 0) {
                 info.t.type  = GGML_TYPE_STQ1_0;
                 info.t.nb[0] = sizeof(block_stq1_0);
                 info.t.nb[1] = info.t.nb[0]*(info.t.ne[0]/QK_STQ1_0);
