@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from sherry_gguf import __version__
 from sherry_gguf.errors import SherryError
@@ -26,6 +29,24 @@ COMMANDS = {
 EXTRAS = ("train",)  # commands whose dependencies are an extra of their name
 
 
+@contextmanager
+def _cleaning_up_when_terminated() -> Iterator[None]:
+    """Make SIGTERM an exception, which removes temporary files as Ctrl-C does; the status is the shell's for it."""
+
+    def stop(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    elsewhere = threading.current_thread() is not threading.main_thread()  # where Python sets no handlers
+    if elsewhere or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Do one command on argv (default: the process's) and return its exit status.
 
@@ -43,7 +64,8 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     module.configure(parser)
     args = parser.parse_args(argv)
     try:
-        return int(module.execute(args))
+        with _cleaning_up_when_terminated():
+            return int(module.execute(args))
     except SherryError as error:
         print(f"{parser.prog}: error: {error.worded(module.WAYS)}", file=sys.stderr)
         return 1

@@ -26,7 +26,7 @@ from sherry_gguf.convert.type_choice import OUTPUT, TypeChoice
 from sherry_gguf.convert.verify import require_finite
 from sherry_gguf.convert.verify import verify as verify_file
 from sherry_gguf.errors import SherryError, Way
-from sherry_gguf.files.outfile import rename_durably, require_free, temporary_beside
+from sherry_gguf.files.outfile import naming_full_disk, rename_durably, require_free, temporary_beside
 from sherry_gguf.formats.registration import use_exact_q4_0
 from sherry_gguf.weights.channel_order import KEY, REGRIDDED
 
@@ -64,8 +64,8 @@ def convert(
         )
     if metadata is not None and not metadata.is_file():
         raise SherryError(f"{metadata}: no such file")
-    if outfile is not None:
-        require_free(outfile, force or dry_run)
+    if outfile is not None and not outfile.is_dir():  # in a directory the file is named by upstream's rule
+        require_free(outfile, force or dry_run, _inputs(source, metadata))
     llama_cpp.use_pinned_gguf()
     use_library_quantizers(types.library_types())
     use_exact_q4_0()
@@ -92,15 +92,15 @@ def convert(
     if dry_run:
         return conversion
 
-    require_free(target, force)
+    require_free(target, force, _inputs(source, metadata))
     with temporary_beside(target) as temporary:
-        with _upstream(source):
+        with _upstream(source), naming_full_disk(target):
             _write(job, instance, temporary, progress)
             require_finite(temporary, instance.recorder.exact)
             if verify:
                 as_trained = open_model(replace(job, as_trained=True, losses={}), target)
                 conversion = replace(conversion, verdict=verify_file(temporary, as_trained, progress))
-        rename_durably(temporary, target)
+        rename_durably(temporary, target, force)
     return conversion
 
 
@@ -161,6 +161,13 @@ def _require_loadable(instance: Any) -> None:
     shapes = {tensor.name: tensor.shape for tensor in _written(instance)}
     known = [f"{gguf.TENSOR_NAMES[tensor]}.weight" for tensor in gguf.MODEL_TENSORS[instance.model_arch]]
     require_loadable(metadata, shapes, known, tied=bool(instance.hparams.get("tie_word_embeddings", True)))
+
+
+def _inputs(source: Source, metadata: Path | None) -> list[Path]:
+    """Files that no output may replace: of the folders all but GGUF files, as an older output is often among them."""
+    named = [path for path in (source.model, source.config_dir, metadata) if path is not None]
+    inside = [path for folder in named if folder.is_dir() for path in folder.iterdir() if path.suffix != ".gguf"]
+    return [*named, *inside]
 
 
 def _write(job: Job, instance: Any, path: Path, progress: bool) -> None:

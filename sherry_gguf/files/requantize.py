@@ -58,7 +58,7 @@ def requantize(
     if not members:
         return Requantized(None, wanted.name, len(ternary))
     target = outfile or path.with_name(f"{path.stem}-{wanted.name}{path.suffix}")
-    require_free(target, force)
+    require_free(target, force, (path,))
     _require_exact(members, wanted, progress)
 
     changed = {tensor.name for tensor in members}
@@ -67,7 +67,7 @@ def requantize(
     with temporary_beside(target) as temporary:
         rewrite(file, changed, wanted, entries, temporary, progress)
         _verify(file, temporary, changed, entries, progress)
-        rename_durably(temporary, target)
+        rename_durably(temporary, target, force)
     was = tuple(sorted({tensor.type_name for tensor in members if tensor.type_name}))
     return Requantized(target, wanted.name, len(members), was)
 

@@ -5,10 +5,8 @@ Nothing but four bytes for each tensor changes, and general.file_type where it i
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,14 +83,12 @@ def retag(path: Path, to: str, outfile: Path | None = None, *, in_place: bool = 
     target = outfile or path.with_name(f"{path.stem}-id{type_id}{path.suffix}")
     if in_place:
         target = path.resolve() if path.is_symlink() else path  # a link stays one
-    require_free(target, force or in_place)
+    require_free(target, force or in_place, () if in_place else (path,))
     with temporary_beside(target) as temporary:
         shutil.copyfile(path, temporary)
-        if in_place:
-            _keep_permissions(target, temporary)
         _write(temporary, file, ids, wanted)
         _require_readable(open_gguf(temporary).header, file.tensors)
-        rename_durably(temporary, target)
+        rename_durably(temporary, target, force or in_place)
     return Retagged(target, type_name, type_id, len(ids), len(members) - len(ids))
 
 
@@ -140,10 +136,3 @@ def _none(file: GgufFile, wanted: Target) -> SherryError:
     tensor = near[0]
     block_types = [wanted.tensor_type, tensor.type] if tensor.type else [wanted.tensor_type]
     return SherryError(f"{said}; {tensor.name} has {spans(tensor.info, file.header, block_types)}")
-
-
-def _keep_permissions(old: Path, new: Path) -> None:
-    shutil.copymode(old, new)
-    status = old.stat()
-    with suppress(PermissionError):  # a file of someone else's becomes ours, as with any editor
-        os.chown(new, status.st_uid, status.st_gid)
