@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from sherry_gguf import llama_cpp
 from sherry_gguf.checkpoint import Source
 from sherry_gguf.checkpoint.remote_code import remote_code
@@ -177,7 +179,8 @@ def _write(job: Job, instance: Any, path: Path, progress: bool) -> None:
     writer.write_header_to_file(path=path)
     writer.write_kv_data_to_file()
     try:
-        writer.write_tensors_to_file(progress=progress)
+        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused when it is read back
+            writer.write_tensors_to_file(progress=progress)
     except SherryError as error:
         # a type packs rows of a tensor, and knows neither its name nor the layer that it was
         raise (job.unfit_scales[-1] if job.unfit_scales else error) from error
