@@ -16,6 +16,11 @@ _OTHERS = {
 }
 
 
+def not_regular(mode: int) -> str | None:
+    """What there is instead of a regular file, by its ``st_mode``; None for a regular file."""
+    return None if stat.S_ISREG(mode) else _OTHERS.get(stat.S_IFMT(mode), "something else")
+
+
 def is_file(path: Path) -> bool:
     """Whether there is a file to read, links followed. Raises SherryError for what is there and no regular file."""
     try:
@@ -24,8 +29,8 @@ def is_file(path: Path) -> bool:
         return False
     except (OSError, ValueError) as error:  # no rights; a name that no file can have
         raise SherryError(f"{str(path)!r}: cannot be read, {error}") from error
-    if not stat.S_ISREG(mode):
-        raise SherryError(f"{path}: is {_OTHERS.get(stat.S_IFMT(mode), 'no file')}, and only regular files are read")
+    if (what := not_regular(mode)) is not None:
+        raise SherryError(f"{path}: is {what}, and only regular files are read")
     return True
 
 

@@ -136,13 +136,13 @@ def _shards(directory: Path) -> list[Path]:
 
 
 # What trainers write beside weights, and what is no model's.
-_NO_WEIGHTS = re.compile(r"(rng_state.*|optimizer.*|scheduler|scaler|training_args|random_states.*)\.(pt|pth|bin|pkl)")
+NO_WEIGHTS = re.compile(r"(rng_state.*|optimizer.*|scheduler|scaler|training_args|random_states.*)\.(pt|pth|bin|pkl)")
 
 
 def _state_dict(directory: Path) -> Path:
     """The one torch state dict of a directory without safetensors."""
     files = [path for ending in ("bin", "pt", "pth") for path in sorted(directory.glob(f"*.{ending}"))]
-    found = [path for path in files if not _NO_WEIGHTS.fullmatch(path.name)]
+    found = [path for path in files if not NO_WEIGHTS.fullmatch(path.name)]
     if any(_PART.search(path.name) for path in found):
         raise SherryError(f"{directory}: is a sharded torch checkpoint; save it as safetensors (save_pretrained)")
     if len(found) == 1:

@@ -16,16 +16,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from sherry_gguf.checkpoint.regular import not_regular
 from sherry_gguf.errors import SherryError, Way
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-_NO_FILES = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 def require_free(outfile: Path, force: bool, inputs: Iterable[Path] = ()) -> None:
@@ -112,8 +106,7 @@ def _regular(target: Path) -> os.stat_result | None:
         return None
     except OSError as error:
         raise SherryError(f"{target}: cannot be written, {error.strerror}", Way.OTHER_OUTFILE) from error
-    if not stat.S_ISREG(found.st_mode):
-        what = _NO_FILES.get(stat.S_IFMT(found.st_mode), "something else")
+    if (what := not_regular(found.st_mode)) is not None:
         raise SherryError(f"{target} is {what}, no regular file", Way.OTHER_OUTFILE)
     return found
 

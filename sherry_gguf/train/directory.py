@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.checkpoint.declared import KV_CACHE_SCALES, is_quantizer_buffer
+from sherry_gguf.checkpoint.stores import NO_WEIGHTS
 from sherry_gguf.checkpoint.wrappers import unwrapped
 from sherry_gguf.errors import SherryError
 from sherry_gguf.train.layers import convert_to_sherry
@@ -24,8 +24,6 @@ _TOKENIZER = ("*token*.json", "*.model", "vocab.*", "merges.txt", "chat_template
 # what transformers reads weights from, the first that is there
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
-# of these suffixes, and no weights: what a Trainer leaves beside a model
-_NO_WEIGHTS = re.compile(rf"(training_args|optimizer|scheduler|scaler|rng_state).*|{re.escape(KV_CACHE_SCALES)}")
 _GIT_LFS = b"version https://git-lfs"
 
 
@@ -82,7 +80,8 @@ def _trained(directory: Path) -> Any:
 
 
 def _is_weights(path: Path) -> bool:
-    return path.suffix in _WEIGHT_SUFFIXES and not _NO_WEIGHTS.fullmatch(path.name)
+    beside = path.name == KV_CACHE_SCALES or NO_WEIGHTS.fullmatch(path.name)
+    return path.suffix in _WEIGHT_SUFFIXES and not beside
 
 
 def _refuse_pointers(directory: Path) -> None:
