@@ -15,6 +15,7 @@ from sherry_gguf.checkpoint import declared
 from sherry_gguf.checkpoint.json_file import read_json
 from sherry_gguf.checkpoint.regular import is_file, require_files
 from sherry_gguf.checkpoint.stores import StateDict, Store, TensorInfo, open_directory
+from sherry_gguf.checkpoint.wrappers import require_unwrapped
 from sherry_gguf.errors import SherryError, Way
 from sherry_gguf.formats.groups import Grid
 from sherry_gguf.weights.granularity import Granularity
@@ -48,6 +49,7 @@ class Checkpoint:
         stored = self._tensors.names()
         self.ignored = [name for name in stored if declared.is_quantizer_buffer(name)]
         self.names = [name for name in stored if name not in set(self.ignored)]
+        require_unwrapped(model, self.names)
         shapes = {name: self.info(name).shape for name in self.names}
         declared.require_counts(self.config, self._config_file, shapes)
         self.beside = [name for name in (declared.KV_CACHE_SCALES,) if model.is_dir() and (model / name).is_file()]

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.checkpoint.declared import KV_CACHE_SCALES, is_quantizer_buffer
 from sherry_gguf.checkpoint.stores import NO_WEIGHTS
-from sherry_gguf.checkpoint.wrappers import unwrapped
+from sherry_gguf.checkpoint.wrappers import require_unwrapped, unwrapped
 from sherry_gguf.errors import SherryError
 from sherry_gguf.train.layers import convert_to_sherry
 
@@ -64,11 +64,7 @@ def _trained(directory: Path) -> Any:
             ignore_mismatched_sizes=True,  # they are told of, as the others are
         )
     unexpected = sorted(name for name in found["unexpected_keys"] if not is_quantizer_buffer(name))
-    if wrapped := next((name for name in unexpected if unwrapped(name) != name), None):
-        raise SherryError(
-            f"{directory}: {wrapped} is a name that a wrapper gives, where the model's is {unwrapped(wrapped)}; "
-            f"save the model that is in the wrapper"
-        )
+    require_unwrapped(directory, unexpected)
     for names, fault in (
         (sorted(name for name, *_ in found["mismatched_keys"]), "have other sizes than config.json says"),
         (sorted(found["missing_keys"]), "of the model are missing"),
