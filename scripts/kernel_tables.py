@@ -35,6 +35,7 @@ class TileKernel(ctypes.Structure):
         ("max_tiles", _INT),
         ("pack", ctypes.CFUNCTYPE(None, _POINTER, _SIZE, _POINTER)),
         ("unpack", ctypes.CFUNCTYPE(None, _POINTER, _POINTER, _SIZE)),
+        ("pack_stq1_0", ctypes.CFUNCTYPE(None, _POINTER, _SIZE, _POINTER)),
         ("tables", ctypes.CFUNCTYPE(None, _POINTER, _POINTER)),
         (
             "mul",

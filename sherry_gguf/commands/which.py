@@ -1,11 +1,12 @@
-"""Print the path of a program that `sherry-gguf build` built, or of the patched source tree."""
+"""Print the path of a built program, of the patched source tree, or the kernel that multiplies SHERRY weights."""
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 
 from sherry_gguf.commands import ways_out
-from sherry_gguf.llama_cpp.builds import find_build, find_source
+from sherry_gguf.llama_cpp.builds import Build, find_build, find_source
 
 WAYS = ways_out.BUILD
 
@@ -17,9 +18,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--source", action="store_true", help="the tree the last build was made from; fetched and patched if need be"
     )
+    what.add_argument(
+        "--kernel", action="store_true", help="the kernel that multiplies SHERRY weights here: the fastest, timed now"
+    )
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print one path on stdout, and nothing else."""
-    print(find_source() if args.source else find_build().program(args.name))
+    """Print one path or name on stdout, and nothing else; how fast the kernels are is logged on stderr."""
+    if args.kernel:
+        print(_kernel(find_build()))
+    else:
+        print(find_source() if args.source else find_build().program(args.name))
     return 0
+
+
+def _kernel(build: Build) -> str:
+    build.lib("ggml-base")
+    chosen = build.lib("ggml-cpu").ggml_sherry_chosen_tile_kernel
+    chosen.restype = ctypes.POINTER(ctypes.c_char_p)  # its name comes first
+    name: bytes = chosen().contents.value
+    return name.decode()

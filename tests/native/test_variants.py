@@ -56,9 +56,9 @@ spec.loader.exec_module(module)
 ggml = module.Ggml(ctypes.CDLL(base), ctypes.CDLL(cpu))
 
 best = []
-for find in ggml.cpu.ggml_sherry_best_tile_kernel, ggml.cpu.ggml_sherry_best_row_kernel:
+for find, *arguments in (ggml.cpu.ggml_sherry_tile_kernel_at, 0), (ggml.cpu.ggml_sherry_best_row_kernel,):
     find.restype = ctypes.POINTER(ctypes.c_char_p)  # its name comes first
-    best.append(find().contents.value.decode())
+    best.append(find(*arguments).contents.value.decode())
 score = ggml.cpu.ggml_backend_score()  # 0: this processor cannot run it
 if score:
     ggml.cpu.ggml_cpu_init()
@@ -98,9 +98,9 @@ for line in open("/proc/self/maps"):
     begin, end = (int(address, 16) for address in line.split()[0].split("-"))
     if begin <= extra.value < end:
         library = line.split()[-1]
-best = ctypes.CDLL(library).ggml_sherry_best_tile_kernel
-best.restype = ctypes.POINTER(ctypes.c_char_p)
-print(json.dumps([pathlib.Path(library).name, best().contents.value.decode(), names]))
+first = ctypes.CDLL(library).ggml_sherry_tile_kernel_at
+first.restype = ctypes.POINTER(ctypes.c_char_p)
+print(json.dumps([pathlib.Path(library).name, first(0).contents.value.decode(), names]))
 """
 
 

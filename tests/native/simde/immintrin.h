@@ -2,6 +2,7 @@
 
 // AVX-512 in plain C, of SIMDe, for machines without it: test_sanitizers.py puts this before the compiler's immintrin.h.
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -13,6 +14,21 @@
 // SIMDe's macro has too many parameters
 #undef  _mm512_madd_epi16
 #define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
+
+// SIMDe's rounds twice
+static inline __m512 fused_multiply_add(__m512 a, __m512 b, __m512 c) {
+    float x[16], y[16], z[16];
+    memcpy(x, &a, sizeof(x));
+    memcpy(y, &b, sizeof(y));
+    memcpy(z, &c, sizeof(z));
+    for (int i = 0; i < 16; ++i) {
+        z[i] = fmaf(x[i], y[i], z[i]);
+    }
+    memcpy(&c, z, sizeof(z));
+    return c;
+}
+#undef  _mm512_fmadd_ps
+#define _mm512_fmadd_ps(a, b, c) fused_multiply_add(a, b, c)
 
 // SIMDe has that of half the width
 static inline __m512 _mm512_cvtph_ps(__m256i x) {

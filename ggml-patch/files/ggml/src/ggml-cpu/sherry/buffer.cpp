@@ -17,26 +17,41 @@ namespace ggml::cpu::sherry {
 namespace {
 
 class tensor_traits : public ggml::cpu::tensor_traits {
+public:
+    explicit tensor_traits(bool in_tiles) : in_tiles(in_tiles) {}
+
+private:
+    const bool in_tiles;
+
     bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
-        size = sherry::work_size(n_threads, op);
+        size = sherry::work_size(n_threads, op, in_tiles);
         return true;
     }
 
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
-        mul_mat(params, op);
+        mul_mat(params, op, in_tiles);
         return true;
     }
 };
 
-tensor_traits traits;
+tensor_traits of_tiles(true);
+tensor_traits of_rows(false);
 
 bool has_tiles(ggml_type type) {
     return type == GGML_TYPE_SHERRY || type == GGML_TYPE_STQ1_0;
 }
 
-bool multiplies_tiles(const ggml_tensor * op) {
-    return (op->op == GGML_OP_MUL_MAT || op->op == GGML_OP_MUL_MAT_ID) && op->src[0]->buffer &&
-           op->src[0]->buffer->buft == ggml_backend_cpu_sherry_buffer_type();
+bool multiplies(const ggml_tensor * op) {
+    return op->op == GGML_OP_MUL_MAT || op->op == GGML_OP_MUL_MAT_ID;
+}
+
+bool is_in_tiles(const ggml_tensor * weights) {
+    return weights->buffer && weights->buffer->buft == ggml_backend_cpu_sherry_buffer_type();
+}
+
+// of a result and activations
+bool are_floats(const ggml_tensor * op) {
+    return op->src[1]->type == GGML_TYPE_F32 && op->nb[0] == sizeof(float);
 }
 
 class extra_buffer_type : public ggml::cpu::extra_buffer_type {
@@ -44,18 +59,26 @@ class extra_buffer_type : public ggml::cpu::extra_buffer_type {
         const ggml_tensor * weights = op->src[0];
         const ggml_tensor * x       = op->src[1];
         // a view might begin or end inside a tile
-        return multiplies_tiles(op) && has_tiles(weights->type) && weights->view_src == nullptr &&
-               ggml_is_contiguous(weights) && x->type == GGML_TYPE_F32 && op->nb[0] == sizeof(float) &&
+        return multiplies(op) && is_in_tiles(weights) && has_tiles(weights->type) && weights->view_src == nullptr &&
+               ggml_is_contiguous(weights) && are_floats(op) &&
                (x->buffer == nullptr || ggml_backend_buft_is_host(x->buffer->buft));
     }
 
+    // ggml asks for all operations that the CPU computes, also for those whose weights are not in this type of memory
     ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
-        if (!multiplies_tiles(op)) {
+        if (!multiplies(op)) {
             return nullptr;
         }
-        // without traits the tiles would be taken for rows
-        GGML_ASSERT(op->src[0]->view_src == nullptr && "a view of a matrix in tiles");
-        return &traits;
+        const ggml_tensor * weights = op->src[0];
+        if (is_in_tiles(weights)) {
+            // without traits the tiles would be taken for rows
+            GGML_ASSERT(weights->view_src == nullptr && "a view of a matrix in tiles");
+            return &of_tiles;
+        }
+        // whole blocks lie one after the other, and there is a tile of rows
+        const size_t block = ggml_type_size(weights->type);
+        const bool   rows  = has_tiles(weights->type) && weights->nb[0] == block && weights->nb[1]%block == 0;
+        return rows && weights->ne[1] >= SHERRY_TILE_ROWS && are_floats(op) ? &of_rows : nullptr;
     }
 };
 
@@ -84,15 +107,20 @@ struct run {
     size_t total_blocks() const { return (is_tile ? SHERRY_TILE_ROWS : 1)*n_blocks(); }
 
     void write(const char * rows) const {
-        if (tensor->type == GGML_TYPE_SHERRY) {
-            pack((const block_sherry *) rows);
+        if (!is_tile) {
+            write_row(rows);
             return;
         }
-        std::vector<block_sherry> blocks(total_blocks());
-        for (size_t i = 0; i < blocks.size(); i += 2) {
-            ggml_stq1_to_sherry((const block_stq1_0 *) rows + i/2, &blocks[i]);
+        const auto * kernel = ggml_sherry_chosen_tile_kernel();
+        if (tensor->type == GGML_TYPE_STQ1_0) {
+            for (size_t i = 0; i < n_blocks(); i += 2) {
+                kernel->pack_stq1_0((const block_stq1_0 *) rows + i/2, n_blocks()/2, kept + i*SHERRY_TILE_BYTES);
+            }
+            return;
         }
-        pack(blocks.data());
+        for (size_t i = 0; i < n_blocks(); ++i) {
+            kernel->pack((const block_sherry *) rows + i, n_blocks(), kept + i*SHERRY_TILE_BYTES);
+        }
     }
 
     void read(char * rows) const {
@@ -108,13 +136,13 @@ struct run {
     }
 
 private:
-    void pack(const block_sherry * rows) const {
-        if (!is_tile) {
-            memcpy(kept, rows, n_blocks()*sizeof(block_sherry));
+    void write_row(const char * row) const {
+        if (tensor->type == GGML_TYPE_SHERRY) {
+            memcpy(kept, row, n_blocks()*sizeof(block_sherry));
             return;
         }
-        for (size_t i = 0; i < n_blocks(); ++i) {
-            ggml_sherry_best_tile_kernel()->pack(rows + i, n_blocks(), kept + i*SHERRY_TILE_BYTES);
+        for (size_t i = 0; i < n_blocks(); i += 2) {
+            ggml_stq1_to_sherry((const block_stq1_0 *) row + i/2, (block_sherry *) kept + i);
         }
     }
 
@@ -124,7 +152,7 @@ private:
             return;
         }
         for (size_t i = 0; i < n_blocks(); ++i) {
-            ggml_sherry_best_tile_kernel()->unpack(kept + i*SHERRY_TILE_BYTES, rows + i, n_blocks());
+            ggml_sherry_chosen_tile_kernel()->unpack(kept + i*SHERRY_TILE_BYTES, rows + i, n_blocks());
         }
     }
 };

@@ -19,8 +19,7 @@
 // With dotprod the products of four bytes add up in 32 bits. Without it two multiplications, of the low and the high
 // half of a register, add up in 16 bits: a lane gets 16 products, 16*127 = 2032 at most.
 
-typedef int32x4_t   isums;
-typedef float32x4_t floats;
+typedef int32x4_t isums;
 
 typedef struct {
     int8x16_t w[4]; // weight p of 16 groups
@@ -102,15 +101,11 @@ static inline int32_t reduce_isum(isums v) {
     return vaddvq_s32(v);
 }
 
-static inline float reduce(floats v) {
-    return vaddvq_f32(v);
-}
-
-static inline floats add_scaled(floats sum, isums isum, const uint8_t * d, const block_q8_sherry * y) {
+static inline float add_scaled(float sum, int32_t isum, const uint8_t * d, const block_q8_sherry * y) {
     uint16_t bits;
     memcpy(&bits, d, sizeof(bits));
     const float scale = vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(bits))), 0);
-    return vfmaq_n_f32(sum, vcvtq_f32_s32(isum), scale*y->d);
+    return fmaf((float) isum, scale*y->d, sum);
 }
 
 #define PREFETCH(x) GGML_UNUSED(x) // no ARM machine has timed it

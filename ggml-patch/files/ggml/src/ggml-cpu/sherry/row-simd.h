@@ -3,11 +3,11 @@
 // What the row kernels of all instruction sets have in common: the way through a row, and the functions for each type of
 // weights. row-X.c first defines, for its instructions,
 //
-//     isums, floats                       registers of parts of a sum, integers and floats
+//     isums                               a register of parts of a sum
 //     signs_at                            where the bits of the signs lie: sherry_signs(), stq1_0_signs()
 //     isum(qs, signs, at, y)              the sum over 128 weights of weight*y->qs, in parts
-//     reduce_isum(isums), reduce(floats)  the sum of the parts
-//     add_scaled(sum, isums, d, y)        sum + isums times both scales
+//     reduce_isum(isums)                  the sum of the parts
+//     add_scaled(sum, isum, d, y)         sum + isum times both scales, as row.h has it
 //     PREFETCH(x)                         asks for what comes some blocks after x, where that helps
 //     largest(x)                          of 128 magnitudes, infinity and NaN being above all numbers
 //     sherry_planes(x, id, qs)            128 activations times id, rounded, in the order of a type; returns their sum
@@ -34,14 +34,14 @@ INLINE void isums_row(int n, int32_t * sums, const uint8_t * x, const int parts,
 }
 
 INLINE float dot_row(int n, const uint8_t * x, const int parts, signs_at at, const block_q8_sherry * y) {
-    floats sum = { 0 };
+    float sum = 0;
     for (int i = 0; i < n/(parts*QK_SHERRY); ++i, x += 20*parts + 2, y += parts) {
         PREFETCH(x);
         UNROLL for (int j = 0; j < parts; ++j) {
-            sum = add_scaled(sum, isum(x + 16*j, x + 16*parts + 4*j, at, y + j), x + 20*parts, y + j);
+            sum = add_scaled(sum, reduce_isum(isum(x + 16*j, x + 16*parts + 4*j, at, y + j)), x + 20*parts, y + j);
         }
     }
-    return reduce(sum);
+    return sum;
 }
 
 INLINE void quantize_row(const float * GGML_RESTRICT x, block_q8_sherry * GGML_RESTRICT y, int64_t k,

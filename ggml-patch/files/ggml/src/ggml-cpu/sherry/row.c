@@ -4,6 +4,7 @@
 #include "isa.h"
 
 #include <assert.h>
+#include <math.h>
 #include <string.h>
 
 //
@@ -41,11 +42,10 @@ static void isums_sherry(int n, int32_t * sums, const void * vx, const void * vy
     }
 }
 
-static float dot_sherry(int n, const block_sherry * x, const block_q8_sherry * y) {
-    float sum = 0;
+static float dot_sherry(float sum, int n, const block_sherry * x, const block_q8_sherry * y) {
     for (int i = 0; i < n/QK_SHERRY; ++i) {
         const float d = GGML_FP16_TO_FP32((uint16_t) (x[i].d[0] | x[i].d[1] << 8));
-        sum += d*y[i].d*(float) block_isum(x + i, y + i);
+        sum = fmaf((float) block_isum(x + i, y + i), d*y[i].d, sum);
     }
     return sum;
 }
@@ -54,7 +54,7 @@ static void vec_dot_sherry(int n, float * GGML_RESTRICT s, size_t bs, const void
     assert(n % QK_SHERRY == 0);
     SHERRY_ONE_ROW(bs, bx, by, nrc);
 
-    *s = dot_sherry(n, vx, vy);
+    *s = dot_sherry(0, n, vx, vy);
 }
 
 // STQ1_0: as SHERRY, a block at a time
@@ -81,7 +81,7 @@ static void vec_dot_stq1_0(int n, float * GGML_RESTRICT s, size_t bs, const void
     for (int i = 0; i < n/QK_STQ1_0; ++i) {
         block_sherry halves[2];
         ggml_stq1_to_sherry(x + i, halves);
-        sum += dot_sherry(QK_STQ1_0, halves, y + 2*i);
+        sum = dot_sherry(sum, QK_STQ1_0, halves, y + 2*i);
     }
     *s = sum;
 }

@@ -1,6 +1,6 @@
 #pragma once
 
-// Kernels that multiply one row at a time: of weights in rows, and of the rows that fill no tile (tile.h). They differ in
+// Kernels that multiply one row at a time: the rows that fill no tile (tile.h), and what mul_mat.cpp does not take. They differ in
 // the instructions they use. The one for the instructions that this library is compiled for is behind ggml's CPU traits;
 // the others stay callable beside it: tests hold them to the generic one.
 
@@ -21,7 +21,8 @@ struct ggml_sherry_row_ops {
     // gives the same.
     void (*isums)(int n, int32_t * sums, const void * x, const void * y);
 
-    // *s = sum of x*y over n weights, whole blocks; one row, the strides bs, bx, by are not used
+    // *s = the sum of x*y over n weights, whole blocks: from 0, s = fma(sum over 128 weights, scale of x * scale of y, s),
+    // as tiles have it. One row, the strides bs, bx, by are not used.
     ggml_vec_dot_t vec_dot;
 };
 

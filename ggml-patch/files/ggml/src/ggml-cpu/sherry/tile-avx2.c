@@ -49,10 +49,10 @@ static inline void add_rows(const float d, const uint8_t * scales, __m256i lo, _
         _mm256_cvtepi16_epi32(_mm256_extracti128_si256(hi, 1)), // rows 24..31
     };
     for (int i = 0; i < 4; ++i) {
-        const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) scales + i));
-        const __m256 sum   = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[i]), _mm256_set1_ps(d));
-        const __m256 old   = first ? _mm256_setzero_ps() : _mm256_loadu_ps(dst + 8*i);
-        _mm256_storeu_ps(dst + 8*i, _mm256_fmadd_ps(sum, scale, old));
+        const __m256 of_rows = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) scales + i));
+        const __m256 scale   = _mm256_mul_ps(of_rows, _mm256_set1_ps(d));
+        const __m256 old     = first ? _mm256_setzero_ps() : _mm256_loadu_ps(dst + 8*i);
+        _mm256_storeu_ps(dst + 8*i, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i]), scale, old));
     }
 }
 
@@ -165,8 +165,9 @@ const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx2 = {
     .name        = "avx2",
     .table_bytes = SHERRY_GROUPS*2*16,
     .max_tiles   = 4,
-    .pack        = ggml_sherry_pack_bytes,
+    .pack        = ggml_sherry_pack_bytes_avx2,
     .unpack      = ggml_sherry_unpack_bytes,
+    .pack_stq1_0 = ggml_sherry_pack_stq1_0_avx2,
     .tables      = tables_avx2,
     .mul         = mul_avx2,
 };

@@ -65,6 +65,10 @@ static void unpack_words(const void * tile, block_sherry * rows, size_t row_bloc
     }
 }
 
+static void pack_stq1_0_words(const block_stq1_0 * rows, size_t row_blocks, void * tiles) {
+    ggml_sherry_pack_stq1_0(pack_words, rows, row_blocks, tiles);
+}
+
 // sums of four neighbours, unsigned x times w, in 32 bits
 #if defined(SHERRY_ISA_AVX512VNNI)
 #define DOT4(sum, x, w) _mm512_dpbusd_epi32(sum, x, w)
@@ -221,6 +225,7 @@ const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx512 = {
     .max_tiles   = 4,
     .pack        = pack_words,
     .unpack      = unpack_words,
+    .pack_stq1_0 = pack_stq1_0_words,
     .tables      = tables_avx512,
     .mul         = mul_avx512,
 };

@@ -54,7 +54,7 @@ static const int8_t signs_of_bits[4][16] = {
 
 // four rows: their sums, scaled, added to dst
 static inline void add_rows(int32x4_t sum, float d, float32x4_t scale, float * dst) {
-    vst1q_f32(dst, vfmaq_f32(vld1q_f32(dst), vmulq_n_f32(vcvtq_f32_s32(sum), d), scale));
+    vst1q_f32(dst, vfmaq_f32(vld1q_f32(dst), vcvtq_f32_s32(sum), vmulq_n_f32(scale, d)));
 }
 
 // keeps gcc from loading tables long before they are used, for which there are no registers
@@ -207,8 +207,9 @@ const struct ggml_sherry_tile_kernel ggml_sherry_tile_neon = {
     .name        = "neon",
     .table_bytes = TABLE_BYTES,
     .max_tiles   = 4,
-    .pack        = ggml_sherry_pack_bytes,
+    .pack        = ggml_sherry_pack_bytes_neon,
     .unpack      = ggml_sherry_unpack_bytes,
+    .pack_stq1_0 = ggml_sherry_pack_stq1_0_neon,
     .tables      = tables_neon,
     .mul         = mul_neon,
 };

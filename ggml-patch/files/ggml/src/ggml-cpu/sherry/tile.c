@@ -3,6 +3,7 @@
 #include "ggml-impl.h"
 #include "isa.h"
 
+#include <math.h>
 #include <string.h>
 
 const int8_t ggml_sherry_patterns[16][4] = {
@@ -40,9 +41,23 @@ void ggml_sherry_unpack_bytes(const void * tile, block_sherry * rows, size_t row
     }
 }
 
+void ggml_sherry_pack_stq1_0(void (*pack)(const block_sherry *, size_t, void *), const block_stq1_0 * rows,
+                             size_t row_blocks, void * tiles) {
+    block_sherry halves[SHERRY_TILE_ROWS][2];
+    for (size_t r = 0; r < SHERRY_TILE_ROWS; ++r) {
+        ggml_stq1_to_sherry(rows + r*row_blocks, halves[r]);
+    }
+    pack(halves[0],     2, tiles);
+    pack(halves[0] + 1, 2, (uint8_t *) tiles + SHERRY_TILE_BYTES);
+}
+
 //
 // generic
 //
+
+static void pack_stq1_0_generic(const block_stq1_0 * rows, size_t row_blocks, void * tiles) {
+    ggml_sherry_pack_stq1_0(ggml_sherry_pack_bytes, rows, row_blocks, tiles);
+}
 
 // sums of group g: the 16 with sign 0
 static void tables_generic(const block_q8_sherry * x, void * tables) {
@@ -86,8 +101,7 @@ static void mul_generic(int n_tiles, size_t tile_stride, const void * tiles, int
                 for (int r = 0; r < SHERRY_TILE_ROWS; ++r) {
                     uint16_t scale;
                     memcpy(&scale, tile + SHERRY_TILE_SCALES + 2*r, sizeof(scale));
-                    const float part = GGML_FP16_TO_FP32(scale)*(d[t][b]*(float) sums[r]);
-                    out[r] = first && b == 0 ? part : out[r] + part;
+                    out[r] = fmaf((float) sums[r], GGML_FP16_TO_FP32(scale)*d[t][b], first && b == 0 ? 0 : out[r]);
                 }
             }
         }
@@ -100,12 +114,13 @@ const struct ggml_sherry_tile_kernel ggml_sherry_tile_generic = {
     .max_tiles   = 4,
     .pack        = ggml_sherry_pack_bytes,
     .unpack      = ggml_sherry_unpack_bytes,
+    .pack_stq1_0 = pack_stq1_0_generic,
     .tables      = tables_generic,
     .mul         = mul_generic,
 };
 
 //
-// dispatch: the fastest first
+// all of them, the one with the widest registers first
 //
 
 static const struct ggml_sherry_tile_kernel * const kernels[] = {
@@ -121,8 +136,18 @@ static const struct ggml_sherry_tile_kernel * const kernels[] = {
     &ggml_sherry_tile_generic,
 };
 
-const struct ggml_sherry_tile_kernel * ggml_sherry_best_tile_kernel(void) {
-    return kernels[0];
+const struct ggml_sherry_tile_kernel * ggml_sherry_tile_kernel_at(size_t i) {
+    return i < sizeof(kernels)/sizeof(kernels[0]) ? kernels[i] : NULL;
+}
+
+const struct ggml_sherry_tile_kernel * ggml_sherry_packing_tile_kernel(void) {
+#if defined(SHERRY_ISA_AVX2)
+    return &ggml_sherry_tile_avx2;
+#elif defined(SHERRY_ISA_NEON)
+    return &ggml_sherry_tile_neon;
+#else
+    return &ggml_sherry_tile_generic;
+#endif
 }
 
 const struct ggml_sherry_tile_kernel * ggml_sherry_tile_kernel_named(const char * name) {

@@ -10,7 +10,7 @@
 // docs/kernels.md has the drawings, the operation counts and what was tried beside this.
 
 #include "ggml-backend.h"
-#include "ggml-sherry.h"
+#include "ggml-stq1.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -31,23 +31,33 @@ struct ggml_sherry_tile_kernel {
     // that mul takes at once
     int max_tiles;
 
-    // one block of 32 rows, row_bytes apart, to a tile and back
+    // one block of 32 rows, row_blocks blocks apart, to a tile and back
     void (*pack)  (const block_sherry * rows, size_t row_blocks, void * tile);
     void (*unpack)(const void * tile, block_sherry * rows, size_t row_blocks);
+
+    // one block of STQ1_0 to two tiles
+    void (*pack_stq1_0)(const block_stq1_0 * rows, size_t row_blocks, void * tiles);
 
     // the sums of one block of activations, aligned to 64 bytes; its scale is left to mul
     void (*tables)(const block_q8_sherry * x, void * tables);
 
     // n_tiles tiles, tile_stride bytes apart, times n_tokens columns of activations, n_blocks blocks of both:
-    // dst[t][32*i + r] (+)= sum over blocks b of (scale of row r of tile i)*d[t][b]*(sum of weights*qs).
-    // Blocks lie one after the other, of a tile as of tables[t]. The first blocks of a row write, others add. With
-    // prefetch, weights come from memory, and the blocks that follow and the same blocks of the next tiles are wanted soon.
+    // dst[t][32*i + r] = fma(sum of weights*qs, (scale of row r of tile i)*d[t][b], dst[t][32*i + r]), one block b after
+    // the other. Blocks lie one after the other, of a tile as of tables[t]. The first block of a row finds 0 in dst, whatever
+    // is there. With prefetch, weights come from memory, and the blocks that follow and the same blocks of the next tiles
+    // are wanted soon.
     void (*mul)(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
                 const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch);
 };
 
-// the one for the instructions that this library is compiled for
-GGML_BACKEND_API const struct ggml_sherry_tile_kernel * ggml_sherry_best_tile_kernel(void);
+// those that this library is compiled with, the one with the widest registers first, the generic one last, then NULL
+GGML_BACKEND_API const struct ggml_sherry_tile_kernel * ggml_sherry_tile_kernel_at(size_t i);
+
+// the one that tiles in memory are for: choice.cpp
+GGML_BACKEND_API const struct ggml_sherry_tile_kernel * ggml_sherry_chosen_tile_kernel(void);
+
+// the one for weights that stay in rows and are packed in each product: that is quickly done to tiles of bytes only
+GGML_BACKEND_API const struct ggml_sherry_tile_kernel * ggml_sherry_packing_tile_kernel(void);
 
 // by name, for tests and benches: "generic", "avx2", "avx512", "neon"; NULL if this library has no such kernel
 GGML_BACKEND_API const struct ggml_sherry_tile_kernel * ggml_sherry_tile_kernel_named(const char * name);
@@ -61,8 +71,17 @@ extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_neon;
 extern const int8_t ggml_sherry_patterns[16][4];
 
 // Tiles of bytes: byte j of the 20 bytes of codes, of all rows, then of the next j. For shuffles of bytes.
-void ggml_sherry_pack_bytes  (const block_sherry * rows, size_t row_blocks, void * tile);
+void ggml_sherry_pack_bytes     (const block_sherry * rows, size_t row_blocks, void * tile);
+void ggml_sherry_pack_bytes_avx2(const block_sherry * rows, size_t row_blocks, void * tile);
+void ggml_sherry_pack_bytes_neon(const block_sherry * rows, size_t row_blocks, void * tile);
 void ggml_sherry_unpack_bytes(const void * tile, block_sherry * rows, size_t row_blocks);
+
+void ggml_sherry_pack_stq1_0_avx2(const block_stq1_0 * rows, size_t row_blocks, void * tiles);
+void ggml_sherry_pack_stq1_0_neon(const block_stq1_0 * rows, size_t row_blocks, void * tiles);
+
+// to the tiles of any kernel, by way of SHERRY blocks
+void ggml_sherry_pack_stq1_0(void (*pack)(const block_sherry *, size_t, void *), const block_stq1_0 * rows,
+                             size_t row_blocks, void * tiles);
 
 #ifdef __cplusplus
 }
