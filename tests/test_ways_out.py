@@ -333,6 +333,13 @@ def a_training_to_go_on_with(i):
 
 
 @case
+def nothing_to_evaluate_on(i):
+    short = i.folder / "short.txt"  # the held-out text would be evaluated on for half a minute
+    short.write_text("My fellow citizens, the state of the Union is strong.\n" * 30)
+    return Case(training(i, "--eval-strategy", "steps", "--eval-steps", "1"), Way.EVAL_DATA, {"FILE": str(short)})
+
+
+@case
 def nothing_to_go_on_with(i):
     line = training(i, "--resume-from-checkpoint", "true")
     return Case(line, Way.START_ANEW, drop=("--resume-from-checkpoint",))

@@ -38,9 +38,11 @@ def train(options: Options, arguments: Arguments) -> Result | None:
 
     Under torchrun or accelerate every process calls it, and the first one writes and gets the Result.
     Raises SherryError for options that do not fit each other or the model, for an ``out`` that is not empty unless the
-    run is resumed, and for one that has nothing to resume from.
+    run is resumed, for one that has nothing to resume from, and for an evaluation without ``eval_data``.
     """
     options.check()
+    if (arguments.eval_strategy != "no" or arguments.eval_on_start) and not options.eval_data:
+        raise SherryError("no texts are given that the training could be evaluated on", Way.EVAL_DATA)
     resume = _resume(arguments.resume_from_checkpoint)
     _require_free(options.out, resume)
     arguments.output_dir = str(options.out)

@@ -188,6 +188,8 @@ def test_what_is_there_is_not_overwritten(train, tmp_path, untrained):
         (["--group-size", "96"], "q_proj: group_size 96 does not divide rows of 128"),
         (["--load-best-model-at-end", "true"], "load_best_model_at_end requires"),
         (["--resume-from-checkpoint", "true"], "no checkpoint"),
+        (["--eval-strategy", "steps"], "no texts are given that the training could be evaluated on; name them (--eval"),
+        (["--eval-on-start", "true"], "no texts are given that the training could be evaluated on"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, untrained, heldout_text, tmp_path, capsys):
