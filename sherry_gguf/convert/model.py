@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.checkpoint.replaced import replaced
 from sherry_gguf.convert.bake import bake, relative_error
 from sherry_gguf.convert.complete import require_whole_blocks
 from sherry_gguf.convert.plan import Layer, Plan
@@ -74,7 +74,7 @@ def open_model(job: Job, outfile: Path, model_name: str | None = None, metadata:
     if has_own_head(job.checkpoint):
         hparams["tie_word_embeddings"] = False
     # classes of some architectures read config.json once more
-    with patch.object(ModelBase, "load_hparams", lambda *args, **kwargs: with_architecture(load(*args, **kwargs))):
+    with replaced(ModelBase, "load_hparams", lambda *args, **kwargs: with_architecture(load(*args, **kwargs))):
         return _sherry_class(base, job)(
             directory,
             _file_type_of_plain_weights(gguf, job),
