@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.checkpoint.declared import KV_CACHE_SCALES, is_quantizer_buffer
+from sherry_gguf.checkpoint.regular import require_files
 from sherry_gguf.checkpoint.stores import NO_WEIGHTS
 from sherry_gguf.checkpoint.wrappers import require_unwrapped, unwrapped
 from sherry_gguf.errors import SherryError
@@ -35,6 +36,7 @@ def open_model(directory: Path) -> tuple[Any, Any]:
     """
     if not (directory / "config.json").is_file():
         raise SherryError(f"{directory}: no config.json; name a directory that has one, and a tokenizer")
+    require_files(directory)
     _refuse_pointers(directory)
     with _loading(directory, "its configuration"):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
