@@ -59,6 +59,8 @@ class Way(Enum):
     WHERE = "ask for more words, which show where"
     OTHER_DIRECTORY = "choose another directory"
     RESUME = "resume the training that is there"
+    KNOWN_TOKENIZER = "start from a model whose tokenizer llama.cpp's converter knows"
+    EVAL_DATA = "name the held-out texts"
     START_ANEW = "start a training instead of resuming one"
 
     def __call__(self, *values: object) -> Advice:

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 PROJECTION = re.compile(r"_proj\.weight$")
 TRAINER_KEYS = ("w_bits", "quant_method", "granularity", "group_size", "N", "M")  # of config.json
+FOREIGN = "<foreign>"  # a token of tokenizers that upstream's converter is not to know
 
 
 def remake(source: Path, target: Path, change: Callable[[str, torch.Tensor], torch.Tensor], **keys: object) -> Path:
@@ -25,3 +27,11 @@ def remake(source: Path, target: Path, change: Callable[[str, torch.Tensor], tor
     state = {name: change(name, w) if PROJECTION.search(name) else w for name, w in state.items()}
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
     return target
+
+
+def foreign_tokenizer(model: Path) -> Path:
+    """The model, its byte-level BPE tokenizer being one that upstream's converter does not know."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens([FOREIGN])
+    tokenizer.save_pretrained(model)
+    return model

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from reading import matrices_of, tensors_of, values_of
-from remaking import PROJECTION, remake
+from remaking import PROJECTION, foreign_tokenizer, remake
 from safetensors.torch import load_file
 
 from sherry_gguf import llama_cpp
@@ -330,6 +330,20 @@ def a_training_in_the_way(i):
 def a_training_to_go_on_with(i):
     assert main(training(i, "--save-steps", "1")) == 0
     return Case([*training(i), "--max-steps", "2"], Way.RESUME)
+
+
+@case
+def a_tokenizer_that_the_converter_does_not_know(i):
+    line = training(i)
+    model = foreign_tokenizer(i.random("HunYuanDenseV1", vocab_size=4224, **SMALL))
+    return Case([part if part != line[2] else str(model) for part in line], Way.KNOWN_TOKENIZER, {"DIR": line[2]})
+
+
+@case
+def nothing_to_evaluate_on(i):
+    short = i.folder / "short.txt"  # the held-out text would be evaluated on for half a minute
+    short.write_text("My fellow citizens, the state of the Union is strong.\n" * 30)
+    return Case(training(i, "--eval-strategy", "steps", "--eval-steps", "1"), Way.EVAL_DATA, {"FILE": str(short)})
 
 
 @case

@@ -34,10 +34,13 @@ def is_file(path: Path) -> bool:
     return True
 
 
+_READ_BELOW = "additional_chat_templates"  # the one subfolder of a model that transformers reads
+
+
 def require_files(directory: Path) -> None:
     """Raise SherryError for a FIFO or a device in the directory: libraries open what is named like a file of theirs."""
     try:
-        found = sorted(directory.iterdir())
+        found = sorted([*directory.iterdir(), *(directory / _READ_BELOW).glob("*")])
     except OSError as error:
         raise SherryError(f"{directory}: cannot be read, {error.strerror}") from error
     for path in found:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from sherry_gguf.checkpoint.json_file import read_json
+from sherry_gguf.checkpoint.replaced import replaced
 from sherry_gguf.errors import SherryError, Way
 
 _CONFIGS = ("tokenizer_config.json", "config.json")  # where an auto_map can be
@@ -31,11 +31,11 @@ def remote_code(allowed: bool = False) -> Iterator[None]:
 
     with ExitStack() as stack:
         for loader in (transformers.AutoConfig, transformers.AutoTokenizer):
-            stack.enter_context(patch.object(loader, "from_pretrained", _loading(loader, allowed)))
+            stack.enter_context(replaced(loader, "from_pretrained", _loading(loader, allowed)))
         if not allowed:
             # the one place where all of its loaders execute a file, and the time that they wait for an answer
-            stack.enter_context(patch.object(dynamic_module_utils, "get_class_in_module", _refuse))
-            stack.enter_context(patch.object(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0))
+            stack.enter_context(replaced(dynamic_module_utils, "get_class_in_module", _refuse))
+            stack.enter_context(replaced(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0))
         yield
 
 

@@ -192,10 +192,16 @@ def _require_all_parts(path: Path, names: set[str]) -> None:
 
 
 def _index_names(directory: Path) -> set[str]:
-    """The files that the index names, none where there is no index."""
+    """The files that the index names, none where there is no index; nor for a damaged one beside one whole file, which
+    is read without it, by transformers too."""
     if not is_file(directory / INDEX):
         return set()
-    names = set(_weight_map(directory).values())
+    try:
+        names = set(_weight_map(directory).values())
+    except SherryError:
+        if is_file(directory / SINGLE):
+            return set()
+        raise
     for name in names:
         # An index is data from elsewhere: it must not lead out of the directory.
         if Path(name).name != name or name in ("", ".."):

@@ -25,6 +25,8 @@ WAYS = {
     Way.CONTEXT: "take another --ctx-size",
     Way.OTHER_DIRECTORY: "choose another --out",
     Way.RESUME: "go on with --resume-from-checkpoint true",
+    Way.KNOWN_TOKENIZER: "start from one whose tokenizer llama.cpp's converter knows (--model DIR)",
+    Way.EVAL_DATA: "name them (--eval-data FILE)",
     Way.START_ANEW: "leave --resume-from-checkpoint out",
 }
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.checkpoint.replaced import replaced
 from sherry_gguf.convert.bake import bake, relative_error
 from sherry_gguf.convert.complete import require_whole_blocks
 from sherry_gguf.convert.plan import Layer, Plan
@@ -31,6 +32,7 @@ from sherry_gguf.weights.channel_order import EXACT, to_stride
 from sherry_gguf.weights.channel_order import KEY as REGRID_KEY
 
 LM_HEAD = "lm_head.weight"
+UPSTREAM_LOG = "hf-to-gguf"  # the name of upstream's logger
 
 
 @dataclass
@@ -58,23 +60,12 @@ def open_model(job: Job, outfile: Path, model_name: str | None = None, metadata:
     Needs llama_cpp.use_pinned_gguf() first. Raises SherryError for an architecture that upstream does not know.
     """
     import gguf
-    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
 
-    logging.getLogger("hf-to-gguf").addFilter(_is_news)
+    logging.getLogger(UPSTREAM_LOG).addFilter(_is_news)
     directory = Path(os.path.abspath(job.checkpoint.directory))  # its name becomes the model's
-    load = ModelBase.load_hparams
-    hparams = with_architecture(load(directory, False))
-    architecture = get_model_architecture(hparams, ModelType.TEXT)
-    try:
-        base = get_model_class(architecture)
-    except NotImplementedError:
-        raise SherryError(f"{job.checkpoint.path}: llama.cpp's converter does not know {architecture}") from None
-    require_computed(hparams, gguf.MODEL_ARCH_NAMES[base.model_arch])
-    hparams.pop(QUANTIZATION, None)  # upstream would dequantize what is not quantized
-    if has_own_head(job.checkpoint):
-        hparams["tie_word_embeddings"] = False
-    # classes of some architectures read config.json once more
-    with patch.object(ModelBase, "load_hparams", lambda *args, **kwargs: with_architecture(load(*args, **kwargs))):
+    with upstream_class(directory, job.checkpoint.path) as (base, hparams):
+        if has_own_head(job.checkpoint):
+            hparams["tie_word_embeddings"] = False
         return _sherry_class(base, job)(
             directory,
             _file_type_of_plain_weights(gguf, job),
@@ -83,6 +74,29 @@ def open_model(job: Job, outfile: Path, model_name: str | None = None, metadata:
             metadata_override=metadata,
             hparams=hparams,
         )
+
+
+@contextmanager
+def upstream_class(directory: Path, path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Upstream's class for the architecture of a directory, to be instantiated in the context, and its settings.
+
+    path: what messages name. Raises SherryError for an architecture that upstream does not know.
+    """
+    import gguf
+    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
+
+    load = ModelBase.load_hparams
+    hparams = with_architecture(load(directory, False))
+    architecture = get_model_architecture(hparams, ModelType.TEXT)
+    try:
+        base = get_model_class(architecture)
+    except NotImplementedError:
+        raise SherryError(f"{path}: llama.cpp's converter does not know {architecture}") from None
+    require_computed(hparams, gguf.MODEL_ARCH_NAMES[base.model_arch])
+    hparams.pop(QUANTIZATION, None)  # upstream would dequantize what is not quantized
+    # classes of some architectures read config.json once more
+    with replaced(ModelBase, "load_hparams", lambda *args, **kwargs: with_architecture(load(*args, **kwargs))):
+        yield base, hparams
 
 
 def has_own_head(checkpoint: Checkpoint) -> bool:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +17,7 @@ from sherry_gguf.convert import settings
 from sherry_gguf.convert.complete import require_loadable
 from sherry_gguf.convert.library import use_library_quantizers
 from sherry_gguf.convert.model import Job, open_model
+from sherry_gguf.convert.naming import directory_for, end_token, name_an_end, template, under_its_name
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.convert.regridded import regridded
 from sherry_gguf.convert.settle import settle
@@ -77,15 +75,15 @@ def convert(
     if regrid is not None:
         plan = regridded(plan, checkpoint)
     job = Job(checkpoint, plan, types)
-    proposed = _template(outfile) if outfile else _directory_for(source.model)
+    proposed = template(outfile) if outfile else directory_for(source.model)
     with _upstream(source):
         settled = settle(job, proposed, progress)
         job = replace(job, sherry_types=settled.types)
         instance = open_model(job, proposed, model_name, metadata)
         instance.prepare_tensors()
-        with _under_its_name(checkpoint.directory) as instance.dir_model_card:
+        with under_its_name(checkpoint.directory) as instance.dir_model_card:
             instance.prepare_metadata(vocab_only=False)
-        _name_an_end(instance, checkpoint.config)
+        name_an_end(instance, checkpoint.config)
         _require_loadable(instance)
     target: Path = instance.fname_out
     tensors = _written(instance)
@@ -104,55 +102,6 @@ def convert(
                 conversion = replace(conversion, verdict=verify_file(temporary, as_trained, progress))
         rename_durably(temporary, target, force)
     return conversion
-
-
-def _directory_for(model: Path) -> Path:
-    """The folder of a file that nobody named: the model's, but never one of the Hub's cache."""
-    if _hub_name(model):
-        return Path.cwd()
-    return model if model.is_dir() else model.parent
-
-
-def _hub_name(model: Path) -> str | None:
-    """``.../models--org--name/snapshots/hash`` -> ``name``; None for a folder outside the Hub's cache."""
-    repository = Path(os.path.abspath(model)).parents[1:2]
-    if repository and repository[0].name.startswith("models--") and (repository[0] / "snapshots").is_dir():
-        return repository[0].name.rpartition("--")[2]
-    return None
-
-
-@contextmanager
-def _under_its_name(directory: Path) -> Iterator[Path]:
-    """The directory; for a snapshot of the Hub, whose folder has the name of a commit, under the model's name.
-
-    Upstream's converter takes the parts of a model's name from its folder's.
-    """
-    if (name := _hub_name(directory)) is None:
-        yield Path(os.path.abspath(directory))
-        return
-    with tempfile.TemporaryDirectory(prefix="sherry-convert-") as folder:
-        link = Path(folder, name)
-        link.symlink_to(os.path.abspath(directory), target_is_directory=True)
-        yield link
-
-
-def _name_an_end(instance: Any, config: Mapping[str, Any]) -> None:
-    """Where config.json has a list of end tokens, upstream's converter writes none that the tokenizer does not name."""
-    found = config.get("eos_token_id")
-    if isinstance(found, list) and found and _end_token(instance) is None:
-        instance.gguf_writer.add_eos_token_id(found[0])
-
-
-def _end_token(instance: Any) -> int | None:
-    (metadata,) = instance.gguf_writer.kv_data
-    field = metadata.get("tokenizer.ggml.eos_token_id")
-    return None if field is None else int(field.value)
-
-
-def _template(outfile: Path) -> Path:
-    """The path as upstream's converter fills it in: braces count around its names of the type, and nowhere else."""
-    doubled = outfile.name.replace("{", "{{").replace("}", "}}")
-    return outfile.with_name(re.sub(r"\{\{(|ftype|FTYPE|outtype|OUTTYPE)\}\}", r"{\1}", doubled))
 
 
 def _require_loadable(instance: Any) -> None:
@@ -228,7 +177,7 @@ def _notes(job: Job, instance: Any) -> list[str]:
     if checkpoint.ignored:
         notes.append(f"ignored {len(checkpoint.ignored)} quantizer buffers, the first {checkpoint.ignored[0]}")
     notes += [f"ignored {name} beside the weights: llama.cpp has a cache of its own" for name in checkpoint.beside]
-    notes += settings.notes(checkpoint.config, _end_token(instance))
+    notes += settings.notes(checkpoint.config, end_token(instance))
     names = {name for part in instance.gguf_writer.tensors for name in part}
     if instance.hparams.get("tie_word_embeddings") and OUTPUT in names:
         notes.append(f"the tied embedding is written twice, as {OUTPUT} in {types.output}")

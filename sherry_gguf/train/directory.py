@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.checkpoint.declared import KV_CACHE_SCALES, is_quantizer_buffer
+from sherry_gguf.checkpoint.regular import require_files
+from sherry_gguf.checkpoint.remote_code import remote_code
 from sherry_gguf.checkpoint.stores import NO_WEIGHTS
 from sherry_gguf.checkpoint.wrappers import require_unwrapped, unwrapped
 from sherry_gguf.errors import SherryError
@@ -35,6 +37,7 @@ def open_model(directory: Path) -> tuple[Any, Any]:
     """
     if not (directory / "config.json").is_file():
         raise SherryError(f"{directory}: no config.json; name a directory that has one, and a tokenizer")
+    require_files(directory)
     _refuse_pointers(directory)
     with _loading(directory, "its configuration"):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
@@ -89,9 +92,15 @@ def _refuse_pointers(directory: Path) -> None:
 
 @contextmanager
 def _loading(directory: Path, what: str) -> Iterator[None]:
-    """Turn what transformers raises, of any type and in any number of lines, into a SherryError."""
+    """Turn what transformers raises, of any type and in any number of lines, into a SherryError.
+
+    No code of the directory is executed meanwhile, and no question asked. A training has no flag that allows it.
+    """
     try:
-        yield
+        with remote_code():
+            yield
+    except SherryError as error:
+        raise SherryError(error.saw) from error
     except Exception as error:
         cause = " ".join(str(error).split()) or type(error).__name__
         raise SherryError(f"{directory}: {what} cannot be loaded, {cause}") from error

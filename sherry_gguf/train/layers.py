@@ -10,14 +10,13 @@ At inference lambda is 0, and a layer is what the converter makes of it.
 
 from __future__ import annotations
 
-import re
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sherry_gguf.checkpoint.declared import SHERRY_LAYERS
+from sherry_gguf.checkpoint.declared import SHERRY_LAYERS, matching
 from sherry_gguf.errors import SherryError, Way, naming
 from sherry_gguf.train.methods import QUANTIZERS
 from sherry_gguf.weights.granularity import Granularity
@@ -138,22 +137,21 @@ def swap_linears(
     Raises SherryError if none matches, if one is quantized already, or if a matching weight is in no Linear: some
     models hold all experts in one tensor, which would stay float without a word.
     """
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and re.search(layers, f"{name}.weight")
-    }
-    for name, parameter in model.named_parameters():
-        if re.search(layers, name) and parameter.dim() > 2:
+    linears = {f"{name}.weight": (name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    several = {name: parameter for name, parameter in model.named_parameters() if parameter.dim() > 2}
+    matched = matching(layers, [*linears, *several])
+    for name, parameter in several.items():
+        if name in matched:
             raise SherryError(f"{name} holds several matrices, of shape {list(parameter.shape)}: only Linears can be")
+    found = [linears[name] for name in matched]
     if not found:
         raise SherryError(f"no linear layer's name matches {layers}", Way.NAME_LAYERS)
-    for name, linear in found.items():
+    for name, linear in found:
         if isinstance(linear, QuantizedLinear):
             raise SherryError(f"{name} is quantized already")
         with naming(name):
             model.set_submodule(name, layer_class.of(linear, granularity))
-    return list(found)
+    return [name for name, _ in found]
 
 
 def convert_to_sherry(model: Any, granularity: Granularity | None = None, layers: str = SHERRY_LAYERS) -> list[str]:

@@ -9,7 +9,10 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from sherry_gguf import llama_cpp
+from sherry_gguf.convert.vocabulary import require_vocabulary
 from sherry_gguf.errors import SherryError, Way
+from sherry_gguf.llama_cpp.cache import say
 from sherry_gguf.train.arenas import ArenasCallback
 from sherry_gguf.train.data import token_blocks
 from sherry_gguf.train.directory import copy_tokenizer, open_model, save
@@ -38,9 +41,12 @@ def train(options: Options, arguments: Arguments) -> Result | None:
 
     Under torchrun or accelerate every process calls it, and the first one writes and gets the Result.
     Raises SherryError for options that do not fit each other or the model, for an ``out`` that is not empty unless the
-    run is resumed, and for one that has nothing to resume from.
+    run is resumed, for one that has nothing to resume from, for an evaluation without ``eval_data``, and for a Sherry
+    model that llama.cpp's converter would not take; its source is fetched for that, if it is not there.
     """
     options.check()
+    if (arguments.eval_strategy != "no" or arguments.eval_on_start) and not options.eval_data:
+        raise SherryError("no texts are given that the training could be evaluated on", Way.EVAL_DATA)
     resume = _resume(arguments.resume_from_checkpoint)
     _require_free(options.out, resume)
     arguments.output_dir = str(options.out)
@@ -48,6 +54,8 @@ def train(options: Options, arguments: Arguments) -> Result | None:
     model, tokenizer = open_model(options.model)
     model.config.use_cache = False
     _quantize(model, options)
+    if options.method == "sherry":
+        _require_convertible(options.model)
     with arguments.main_process_first(desc="tokenizing"):
         blocks = token_blocks(options.data, tokenizer, options.ctx_size)
         held_out = token_blocks(options.eval_data, tokenizer, options.ctx_size) if options.eval_data else None
@@ -70,6 +78,16 @@ def train(options: Options, arguments: Arguments) -> Result | None:
     trainer.save_state()
     plot_log(trainer.state.log_history, options.out / PICTURE)
     return Result(outcome.training_loss, evaluate(options) if options.eval_data else None)
+
+
+def _require_convertible(directory: Path) -> None:
+    """Raise SherryError if the trained model could not be converted; say so if that cannot be told here."""
+    try:
+        llama_cpp.use_pinned_gguf()
+    except (SherryError, OSError) as error:
+        say(f"whether the trained model can be converted to GGUF is not known yet: {error}")
+        return
+    require_vocabulary(directory)
 
 
 def evaluate(options: Options) -> float:

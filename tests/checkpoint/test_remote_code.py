@@ -19,6 +19,7 @@ import transformers
 from sherry_gguf import llama_cpp
 from sherry_gguf.checkpoint.remote_code import remote_code
 from sherry_gguf.errors import SherryError, Way
+from sherry_gguf.train.directory import open_model
 
 CANARY = """
 import pathlib
@@ -106,6 +107,19 @@ def test_other_loaders_execute_nothing_either(tiny_checkpoint, tmp_path):
         utils.get_class_from_dynamic_module("canary.Canary", str(model))
     with remote_code(), pytest.raises(ValueError, match="custom code"):
         utils.resolve_trust_remote_code(None, str(model), has_local_code=False, has_remote_code=True)
+    assert not (tmp_path / "sung").exists()
+
+
+def test_training_executes_nothing(tiny_checkpoint, tmp_path):
+    """It names the file as a conversion does, and no flag, because it has none for it."""
+    with pytest.raises(SherryError, match=r"auto_map names canary\.py for AutoConfig") as caught:
+        open_model(with_canary(tmp_path, tiny_checkpoint))
+    assert caught.value.ways == ()
+    assert not (tmp_path / "sung").exists()
+
+
+def test_training_takes_transformers_own_classes(tiny_checkpoint, tmp_path):
+    open_model(with_canary(tmp_path, tiny_checkpoint, known=True))
     assert not (tmp_path / "sung").exists()
 
 

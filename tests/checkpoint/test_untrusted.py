@@ -16,6 +16,7 @@ from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.checkpoint.declared import check_regex, matching
 from sherry_gguf.checkpoint.json_file import read_json
 from sherry_gguf.errors import SherryError
+from sherry_gguf.train.directory import open_model
 
 WEIGHT = "model.layers.0.mlp.down_proj.weight"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -172,6 +173,25 @@ def test_a_stale_index_beside_a_whole_file(model):
         (model / shard).unlink()
     assert torch.equal(Checkpoint(model).load(WEIGHT), before[WEIGHT])
     assert set(Checkpoint(model).names) == set(before)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', "[" * 100_000]
+)
+def test_a_broken_index_beside_a_whole_file(model, text):
+    """transformers reads the file alone; without the file the index counts."""
+    (model / INDEX).write_text(text)
+    assert torch.equal(Checkpoint(model).load(WEIGHT), load_file(model / SINGLE)[WEIGHT])
+    (model / SINGLE).unlink()
+    refuses(model, INDEX)
+
+
+@pytest.mark.parametrize("read", [Checkpoint, open_model])
+def test_a_fifo_among_the_templates_is_not_read(model, read):
+    (model / "additional_chat_templates").mkdir()
+    os.mkfifo(model / "additional_chat_templates" / "x.jinja")
+    with pytest.raises(SherryError, match=r"x\.jinja: is a FIFO"):
+        read(model)
 
 
 def test_shards_without_their_index_beside_a_whole_file(model):

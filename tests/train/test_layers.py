@@ -11,7 +11,14 @@ from torch import nn
 from sherry_gguf.errors import SherryError
 from sherry_gguf.train import convert_to_sherry
 from sherry_gguf.train.arenas import set_residual
-from sherry_gguf.train.layers import METHODS, SherryLinear, TequilaLinear, quantize_model, quantized_layers
+from sherry_gguf.train.layers import (
+    METHODS,
+    SherryLinear,
+    TequilaLinear,
+    quantize_model,
+    quantized_layers,
+    swap_linears,
+)
 from sherry_gguf.weights.granularity import Granularity
 
 ROWS, LENGTH = 6, 32
@@ -143,3 +150,11 @@ def test_other_methods_do_not_pass_for_sherry(model_of):
     model = model_of()
     quantize_model(model, "binary", Granularity())
     assert (model.config.quant_method, model.config.w_bits) == ("binary", 1)
+
+
+def test_a_regex_that_would_take_years(monkeypatch):
+    """It may have come with the model."""
+    monkeypatch.setattr("sherry_gguf.checkpoint.declared._MATCHING_TIME", 0.2)
+    model = nn.ModuleDict({"layers": nn.ModuleDict({"a" * 50: nn.Linear(LENGTH, ROWS)})})
+    with pytest.raises(SherryError, match="takes too long"):
+        swap_linears(model, SherryLinear, Granularity("per_channel"), r"(.*)(.*)(.*)(.*)(.*)(.*)(.*)(.*)(.*)\1[!?]|\9q")

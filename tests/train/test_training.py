@@ -11,8 +11,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from remaking import foreign_tokenizer
 from safetensors.torch import load_file
 
+from sherry_gguf import llama_cpp
 from sherry_gguf.checkpoint.declared import SHERRY_LAYERS
 from sherry_gguf.cli import run_command
 from sherry_gguf.errors import SherryError
@@ -188,6 +190,8 @@ def test_what_is_there_is_not_overwritten(train, tmp_path, untrained):
         (["--group-size", "96"], "q_proj: group_size 96 does not divide rows of 128"),
         (["--load-best-model-at-end", "true"], "load_best_model_at_end requires"),
         (["--resume-from-checkpoint", "true"], "no checkpoint"),
+        (["--eval-strategy", "steps"], "no texts are given that the training could be evaluated on; name them (--eval"),
+        (["--eval-on-start", "true"], "no texts are given that the training could be evaluated on"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, untrained, heldout_text, tmp_path, capsys):
@@ -196,6 +200,37 @@ def test_bad_input_is_one_line(arguments, message, untrained, heldout_text, tmp_
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert message in line
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_tokenizer_that_the_converter_does_not_know(random_checkpoint, pinned_gguf, train, tmp_path):
+    model = foreign_tokenizer(random_checkpoint("HunYuanDenseV1", vocab_size=4224))
+    with pytest.raises(SherryError, match=r"could not be converted to GGUF.*BPE pre-tokenizer was not recognized"):
+        train(model=model, data=[tmp_path / "not read yet.txt"])
+    train(model=model, method="absmean", max_steps=1)  # which is to compare, not to be converted
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model(random_checkpoint, pinned_gguf, train, tmp_path):
+    model = foreign_tokenizer(random_checkpoint("HunYuanDenseV1"))
+    with pytest.raises(SherryError, match=r"does not take its tokenizer, AssertionError: assert max.* < vocab_size"):
+        train(model=model)
+
+
+def test_an_architecture_that_the_converter_does_not_know(random_checkpoint, pinned_gguf, train):
+    model = random_checkpoint("Llama")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "architectures": ["BlenderbotForCausalLM"]}))
+    with pytest.raises(SherryError, match=r"could not be converted.*does not know BlenderbotForCausalLM"):
+        train(model=model)
+
+
+def test_without_upstreams_source_the_tokenizer_is_not_checked(train, monkeypatch, capsys):
+    def offline():
+        raise SherryError("no connection to the package index")
+
+    monkeypatch.setattr(llama_cpp, "use_pinned_gguf", offline)
+    _, options = train(max_steps=1)
+    assert "is not known yet: no connection" in capsys.readouterr().err
+    assert weights(options.out)
 
 
 def test_a_quantized_model_is_not_trained_as_float(train, tiny_checkpoint):

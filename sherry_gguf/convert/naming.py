@@ -1,0 +1,61 @@
+"""What a file and a model are called, where upstream's converter has no rule that fits."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def directory_for(model: Path) -> Path:
+    """The folder of a file that nobody named: the model's, but never one of the Hub's cache."""
+    if hub_name(model):
+        return Path.cwd()
+    return model if model.is_dir() else model.parent
+
+
+def hub_name(model: Path) -> str | None:
+    """``.../models--org--name/snapshots/hash`` -> ``name``; None for a folder outside the Hub's cache."""
+    repository = Path(os.path.abspath(model)).parents[1:2]
+    if repository and repository[0].name.startswith("models--") and (repository[0] / "snapshots").is_dir():
+        return repository[0].name.rpartition("--")[2]
+    return None
+
+
+@contextmanager
+def under_its_name(directory: Path) -> Iterator[Path]:
+    """The directory; for a snapshot of the Hub, whose folder has the name of a commit, under the model's name.
+
+    Upstream's converter takes the parts of a model's name from its folder's.
+    """
+    if (name := hub_name(directory)) is None:
+        yield Path(os.path.abspath(directory))
+        return
+    with tempfile.TemporaryDirectory(prefix="sherry-convert-") as folder:
+        link = Path(folder, name)
+        link.symlink_to(os.path.abspath(directory), target_is_directory=True)
+        yield link
+
+
+def name_an_end(instance: Any, config: Mapping[str, Any]) -> None:
+    """Where config.json has a list of end tokens, upstream's converter writes none that the tokenizer does not name."""
+    found = config.get("eos_token_id")
+    if isinstance(found, list) and found and end_token(instance) is None:
+        instance.gguf_writer.add_eos_token_id(found[0])
+
+
+def end_token(instance: Any) -> int | None:
+    """The end token that will be in the file, None for a file that has none."""
+    (metadata,) = instance.gguf_writer.kv_data
+    field = metadata.get("tokenizer.ggml.eos_token_id")
+    return None if field is None else int(field.value)
+
+
+def template(outfile: Path) -> Path:
+    """The path as upstream's converter fills it in: braces count around its names of the type, and nowhere else."""
+    doubled = outfile.name.replace("{", "{{").replace("}", "}}")
+    return outfile.with_name(re.sub(r"\{\{(|ftype|FTYPE|outtype|OUTTYPE)\}\}", r"{\1}", doubled))
