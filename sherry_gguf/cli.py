@@ -11,8 +11,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from sherry_gguf import __version__
-from sherry_gguf.errors import SherryError
+from sherry_gguf import __version__, leaving_at_interrupt
+from sherry_gguf.errors import SherryError, says_no_memory
 
 # command -> its summary; its module in commands/ is imported only when it is asked for
 COMMANDS = {
@@ -50,10 +50,12 @@ def _cleaning_up_when_terminated() -> Iterator[None]:
 def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Do one command on argv (default: the process's) and return its exit status.
 
-    Bad input (SherryError) is one line on stderr and status 1, and so is an OSError; bad usage is argparse's status 2.
+    Bad input (SherryError) is one line on stderr and status 1, and so are an OSError and too little memory; bad usage
+    is argparse's status 2.
     """
     try:
-        module = importlib.import_module(f"sherry_gguf.commands.{name}")
+        with leaving_at_interrupt():
+            module = importlib.import_module(f"sherry_gguf.commands.{name}")
     except ModuleNotFoundError as error:
         if name not in EXTRAS:
             raise
@@ -80,6 +82,12 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
         # what no command foresaw: a disk that is full, a file that cannot be read
         what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         print(f"{parser.prog}: error: {' '.join(what.split())}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if not says_no_memory(error):
+            raise
+        said = " ".join(str(error).split())
+        print(f"{parser.prog}: error: there is not enough memory{said and f', {said}'}", file=sys.stderr)
         return 1
 
 

@@ -95,6 +95,11 @@ class SherryError(ValueError):
         return "; ".join((self.saw, *ways))
 
 
+def says_no_memory(error: Exception) -> bool:
+    """Whether memory could not be had: PyTorch has no exception of its own for that."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
 @contextmanager
 def naming(what: str) -> Iterator[None]:
     """Prefix the message of a SherryError raised inside with the file or tensor it is about."""

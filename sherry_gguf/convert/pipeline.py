@@ -27,7 +27,7 @@ from sherry_gguf.convert.summary import Conversion, WrittenTensor
 from sherry_gguf.convert.type_choice import OUTPUT, TypeChoice
 from sherry_gguf.convert.verify import require_finite
 from sherry_gguf.convert.verify import verify as verify_file
-from sherry_gguf.errors import SherryError, Way
+from sherry_gguf.errors import SherryError, Way, says_no_memory
 from sherry_gguf.files.outfile import naming_full_disk, rename_durably, require_free, temporary_beside
 from sherry_gguf.formats.registration import use_exact_q4_0
 from sherry_gguf.weights.channel_order import KEY, REGRIDDED
@@ -198,11 +198,13 @@ def _upstream(source: Source) -> Iterator[None]:
     try:
         with remote_code(source.trust_remote_code):
             yield
-    except (SherryError, MemoryError):
+    except SherryError:
         raise
     except OSError as error:
         raise SherryError(f"{error.filename or model}: {error.strerror or error}") from error
     except Exception as error:
+        if says_no_memory(error):
+            raise
         said = " ".join(str(error).split()) or "no message"
         raise SherryError(
             f"{model}: llama.cpp's converter stopped with {type(error).__name__}: {said}", Way.WHERE
