@@ -97,7 +97,8 @@ class SherryError(ValueError):
 
 def says_no_memory(error: Exception) -> bool:
     """Whether memory could not be had: PyTorch has no exception of its own for that."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    said = ("can't allocate memory", "Cannot allocate memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(x in str(error) for x in said))
 
 
 @contextmanager

@@ -107,11 +107,11 @@ class _Shard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with safe_open(path, framework="pt"):  # the entries lie in the file side by side, none of them beyond its end
+        with safe_open(path, framework="np"):  # the entries lie in the file side by side, none of them beyond its end
             self._file = path.open("rb", buffering=0)
         length = int.from_bytes(self._file.read(8), "little")
         self._data = 8 + length
-        self.entries: dict[str, Any] = json.loads(self._file.read(length))
+        self.entries: dict[str, Any] = json.loads(self._file.read(length), object_pairs_hook=_once)
         self.entries.pop("__metadata__", None)
 
     def read(self, into: npt.NDArray[np.uint8], offset: int) -> None:
@@ -122,6 +122,16 @@ class _Shard:
             if not count:
                 raise OSError("it became shorter while it was read")
             position, view = position + count, view[count:]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names are all different: libraries take the last of several in silence."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise SafetensorError(f"its header has {name} twice")
+        found[name] = value
+    return found
 
 
 _DTYPES = {

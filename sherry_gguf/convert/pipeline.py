@@ -78,6 +78,7 @@ def convert(
         plan = regridded(plan, checkpoint)
     job = Job(checkpoint, plan, types)
     proposed = _template(outfile) if outfile else _directory_for(source.model)
+    _require_tokenizer(checkpoint.directory)
     with _upstream(source):
         settled = settle(job, proposed, progress)
         job = replace(job, sherry_types=settled.types)
@@ -104,6 +105,12 @@ def convert(
                 conversion = replace(conversion, verdict=verify_file(temporary, as_trained, progress))
         rename_durably(temporary, target, force)
     return conversion
+
+
+def _require_tokenizer(directory: Path) -> None:
+    """SherryError where nothing is named like a tokenizer's file: upstream's converter tells of what it tried."""
+    if not any(re.search(r"tok|vocab|\.model$", path.name, re.IGNORECASE) for path in directory.iterdir()):
+        raise SherryError(f"{directory}: has no tokenizer", Way.CONFIG_DIRECTORY)
 
 
 def _directory_for(model: Path) -> Path:
