@@ -56,15 +56,15 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     try:
         with leaving_at_interrupt():
             module = importlib.import_module(f"sherry_gguf.commands.{name}")
+            new_parser = getattr(module, "new_parser", argparse.ArgumentParser)
+            parser = new_parser(prog=prog or f"sherry-gguf {name}", description=module.__doc__)
+            module.configure(parser)
+            args = parser.parse_args(argv)
     except ModuleNotFoundError as error:
         if name not in EXTRAS:
             raise
         print(f"sherry-gguf {name}: error: needs {error.name}; pip install 'sherry-gguf[{name}]'", file=sys.stderr)
         return 1
-    new_parser = getattr(module, "new_parser", argparse.ArgumentParser)
-    parser = new_parser(prog=prog or f"sherry-gguf {name}", description=module.__doc__)
-    module.configure(parser)
-    args = parser.parse_args(argv)
     try:
         with _cleaning_up_when_terminated():
             return int(module.execute(args))
@@ -94,12 +94,14 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script ``sherry-gguf``."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="sherry-gguf", description="Run 1.25-bit Sherry models with llama.cpp.")
-    parser.add_argument("--version", action="version", version=f"sherry-gguf {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, summary in COMMANDS.items():
-        commands.add_parser(name, help=summary, add_help=False)
-    return run_command(parser.parse_args(argv[:1]).command, argv[1:])
+    with leaving_at_interrupt():
+        parser = argparse.ArgumentParser(prog="sherry-gguf", description="Run 1.25-bit Sherry models with llama.cpp.")
+        parser.add_argument("--version", action="version", version=f"sherry-gguf {__version__}")
+        commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+        for name, summary in COMMANDS.items():
+            commands.add_parser(name, help=summary, add_help=False)
+        command = parser.parse_args(argv[:1]).command
+    return run_command(command, argv[1:])
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ class Conversion:
     def signal(self, number: int) -> None:
         os.kill(self.process, number)
 
+    def is_running(self) -> bool:
+        return self.forks.ask("is_running", self.process) == "True"
+
     def wait(self) -> int:
         """The exit status, negative for a signal."""
         return int(self.forks.ask("wait", self.process))
@@ -94,11 +97,17 @@ def forks(small: Path, pinned_gguf: Any, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def weights_of() -> Any:
+    """weights_of(file): the bytes of its tensors by name."""
+    return tensor_bytes
+
+
+@pytest.fixture(scope="session")
 def expected(forks: Forks, small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The tensors of the whole model's output."""
     place = new_place(small, tmp_path_factory.mktemp("whole"))
     assert forks.start(place).wait() == 0
-    return weights_of(place.outfile)
+    return tensor_bytes(place.outfile)
 
 
 @pytest.fixture
@@ -117,7 +126,7 @@ def meets(forks: Forks, place: Place, expected: dict[str, bytes]) -> Any:
         status = conversion.wait()
         if fault.said is None:
             assert status == 0, conversion.stderr
-            assert weights_of(place.outfile) == expected
+            assert tensor_bytes(place.outfile) == expected
             there[place.outfile.name] = place.outfile.read_bytes()
         else:
             assert_refused(conversion, status, fault.said)
@@ -141,5 +150,5 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     return {path.name: path.read_bytes() if path.is_file() else None for path in paths}
 
 
-def weights_of(path: Path) -> dict[str, bytes]:
+def tensor_bytes(path: Path) -> dict[str, bytes]:
     return {name: tensor.data.tobytes() for name, tensor in tensors_of(path).items()}

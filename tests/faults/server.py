@@ -1,7 +1,7 @@
 """A process that has imported the converter, and forks for each conversion: imports take longer than all the rest.
 
 On stdin a line of JSON for each request, on stdout one line for its answer: ``start`` gives the child's process id,
-``wait`` its exit status once it has ended.
+``is_running`` whether it has not ended, ``wait`` its exit status once it has.
 """
 
 from __future__ import annotations
@@ -10,16 +10,20 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
+from sherry_gguf import leaving_at_interrupt
 from sherry_gguf.cli import main
 
 
 def start(arguments: list[str], limits: list[tuple[int, int]], stdout: str, stderr: str) -> int:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until there is something to interrupt
     if (child := os.fork()) != 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         return child
     for name, number in ((stdout, 1), (stderr, 2)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
@@ -28,6 +32,8 @@ def start(arguments: list[str], limits: list[tuple[int, int]], stdout: str, stde
         for limit, size in limits:
             more = taken(limit)
             resource.setrlimit(limit, (size + more, size + more))
+        with leaving_at_interrupt():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         status = main(arguments)
     except SystemExit as error:
         status = error.code
@@ -45,6 +51,10 @@ def taken(limit: int) -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(str(field)))
 
 
+def is_running(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
 def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -55,4 +65,4 @@ if __name__ == "__main__":
     print("ready", flush=True)
     for line in sys.stdin:
         name, *values = json.loads(line)
-        print({"start": start, "wait": wait}[name](*values), flush=True)
+        print({"start": start, "is_running": is_running, "wait": wait}[name](*values), flush=True)
