@@ -11,8 +11,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from sherry_gguf import __version__
-from sherry_gguf.errors import SherryError
+from sherry_gguf import __version__, leaving_at_interrupt
+from sherry_gguf.errors import SherryError, says_no_memory
 
 # command -> its summary; its module in commands/ is imported only when it is asked for
 COMMANDS = {
@@ -50,19 +50,21 @@ def _cleaning_up_when_terminated() -> Iterator[None]:
 def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Do one command on argv (default: the process's) and return its exit status.
 
-    Bad input (SherryError) is one line on stderr and status 1, and so is an OSError; bad usage is argparse's status 2.
+    Bad input (SherryError) is one line on stderr and status 1, and so are an OSError and too little memory; bad usage
+    is argparse's status 2.
     """
     try:
-        module = importlib.import_module(f"sherry_gguf.commands.{name}")
+        with leaving_at_interrupt():
+            module = importlib.import_module(f"sherry_gguf.commands.{name}")
+            new_parser = getattr(module, "new_parser", argparse.ArgumentParser)
+            parser = new_parser(prog=prog or f"sherry-gguf {name}", description=module.__doc__)
+            module.configure(parser)
+            args = parser.parse_args(argv)
     except ModuleNotFoundError as error:
         if name not in EXTRAS:
             raise
         print(f"sherry-gguf {name}: error: needs {error.name}; pip install 'sherry-gguf[{name}]'", file=sys.stderr)
         return 1
-    new_parser = getattr(module, "new_parser", argparse.ArgumentParser)
-    parser = new_parser(prog=prog or f"sherry-gguf {name}", description=module.__doc__)
-    module.configure(parser)
-    args = parser.parse_args(argv)
     try:
         with _cleaning_up_when_terminated():
             return int(module.execute(args))
@@ -81,17 +83,25 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
         what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         print(f"{parser.prog}: error: {' '.join(what.split())}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if not says_no_memory(error):
+            raise
+        said = " ".join(str(error).split())
+        print(f"{parser.prog}: error: there is not enough memory{said and f', {said}'}", file=sys.stderr)
+        return 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script ``sherry-gguf``."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="sherry-gguf", description="Run 1.25-bit Sherry models with llama.cpp.")
-    parser.add_argument("--version", action="version", version=f"sherry-gguf {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, summary in COMMANDS.items():
-        commands.add_parser(name, help=summary, add_help=False)
-    return run_command(parser.parse_args(argv[:1]).command, argv[1:])
+    with leaving_at_interrupt():
+        parser = argparse.ArgumentParser(prog="sherry-gguf", description="Run 1.25-bit Sherry models with llama.cpp.")
+        parser.add_argument("--version", action="version", version=f"sherry-gguf {__version__}")
+        commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+        for name, summary in COMMANDS.items():
+            commands.add_parser(name, help=summary, add_help=False)
+        command = parser.parse_args(argv[:1]).command
+    return run_command(command, argv[1:])
 
 
 if __name__ == "__main__":

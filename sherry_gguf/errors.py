@@ -97,6 +97,12 @@ class SherryError(ValueError):
         return "; ".join((self.saw, *ways))
 
 
+def says_no_memory(error: Exception) -> bool:
+    """Whether memory could not be had: PyTorch has no exception of its own for that."""
+    said = ("can't allocate memory", "Cannot allocate memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(x in str(error) for x in said))
+
+
 @contextmanager
 def naming(what: str) -> Iterator[None]:
     """Prefix the message of a SherryError raised inside with the file or tensor it is about."""

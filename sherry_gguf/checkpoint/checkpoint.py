@@ -58,7 +58,7 @@ class Checkpoint:
         return self._tensors.info(name)
 
     def load(self, name: str) -> torch.Tensor:
-        """The tensor as it is stored: its dtype, no copy where the file can be mapped."""
+        """The tensor in the dtype that it is stored in."""
         return self._tensors.load(name)
 
     def head(self, name: str, rows: int) -> torch.Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import pickle
 import re
 import warnings
@@ -12,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -51,17 +56,21 @@ def open_directory(directory: Path) -> Store:
 
 
 class Safetensors:
-    """``model.safetensors`` or its shards."""
+    """``model.safetensors`` or its shards.
+
+    What safetensors maps, another program may truncate, which kills whoever looks at it. It only checks the header;
+    the tensors are read.
+    """
 
     def __init__(self, shards: list[Path]) -> None:
-        self._where: dict[str, tuple[Path, Any]] = {}
+        self._where: dict[str, _Shard] = {}
         for path in shards:
             with _reading(path):
-                shard = safe_open(path, framework="pt")
-            for name in shard.keys():  # noqa: SIM118 - a safe_open is no dict
+                shard = _Shard(path)
+            for name in shard.entries:
                 if name in self._where:
-                    raise SherryError(f"{path}: tensor {name} is in {self._where[name][0].name} too; remove one file")
-                self._where[name] = path, shard
+                    raise SherryError(f"{path}: tensor {name} is in {self._where[name].path.name} too; remove one file")
+                self._where[name] = shard
         if shards[0].name != SINGLE or _index_names(shards[0].parent) == {SINGLE}:
             _compare_with_index(shards[0].parent, set(self._where))
 
@@ -69,24 +78,60 @@ class Safetensors:
         return list(self._where)
 
     def info(self, name: str) -> TensorInfo:
-        path, shard = self._where[name]
-        view = shard.get_slice(name)
-        dtype = _DTYPES.get(view.get_dtype())
+        shard = self._where[name]
+        entry = shard.entries[name]
+        dtype = _DTYPES.get(entry["dtype"])
         if dtype is None:
-            raise SherryError(f"{path}: tensor {name} has dtype {view.get_dtype()}; save it as F32, F16 or BF16")
-        return TensorInfo(tuple(view.get_shape()), dtype)
+            raise SherryError(f"{shard.path}: tensor {name} has dtype {entry['dtype']}; save it as F32, F16 or BF16")
+        return TensorInfo(tuple(entry["shape"]), dtype)
 
     def load(self, name: str) -> torch.Tensor:
-        path, shard = self._where[name]
-        with _reading(path):
-            tensor: torch.Tensor = shard.get_tensor(name)
-        return tensor
+        return self._read(name, self.info(name).shape)
 
     def head(self, name: str, rows: int) -> torch.Tensor:
-        path, shard = self._where[name]
-        with _reading(path):
-            tensor: torch.Tensor = shard.get_slice(name)[:rows]
-        return tensor
+        first, *others = self.info(name).shape
+        return self._read(name, (min(first, rows), *others))
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """The first weights of a tensor, as many as the shape has."""
+        shard = self._where[name]
+        dtype = self.info(name).dtype
+        content = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
+        with _reading(shard.path):
+            shard.read(content.numpy(), shard.entries[name]["data_offsets"][0])
+        return content.view(dtype).reshape(shape)
+
+
+class _Shard:
+    """An open safetensors file. entries: tensor name -> what the header says of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with safe_open(path, framework="np"):  # the entries lie in the file side by side, none of them beyond its end
+            self._file = path.open("rb", buffering=0)
+        length = int.from_bytes(self._file.read(8), "little")
+        self._data = 8 + length
+        self.entries: dict[str, Any] = json.loads(self._file.read(length), object_pairs_hook=_once)
+        self.entries.pop("__metadata__", None)
+
+    def read(self, into: npt.NDArray[np.uint8], offset: int) -> None:
+        """Fill ``into`` from this offset of the data. OSError for a file that became shorter."""
+        position, view = self._data + offset, into.data
+        while view:
+            count = os.preadv(self._file.fileno(), [view], position)
+            if not count:
+                raise OSError("it became shorter while it was read")
+            position, view = position + count, view[count:]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names are all different: libraries take the last of several in silence."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise SafetensorError(f"its header has {name} twice")
+        found[name] = value
+    return found
 
 
 _DTYPES = {

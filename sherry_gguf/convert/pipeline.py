@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +26,7 @@ from sherry_gguf.convert.summary import Conversion, WrittenTensor
 from sherry_gguf.convert.type_choice import OUTPUT, TypeChoice
 from sherry_gguf.convert.verify import require_finite
 from sherry_gguf.convert.verify import verify as verify_file
-from sherry_gguf.errors import SherryError, Way
+from sherry_gguf.errors import SherryError, Way, says_no_memory
 from sherry_gguf.files.outfile import naming_full_disk, rename_durably, require_free, temporary_beside
 from sherry_gguf.formats.registration import use_exact_q4_0
 from sherry_gguf.weights.channel_order import KEY, REGRIDDED
@@ -76,6 +77,7 @@ def convert(
         plan = regridded(plan, checkpoint)
     job = Job(checkpoint, plan, types)
     proposed = template(outfile) if outfile else directory_for(source.model)
+    _require_tokenizer(checkpoint.directory)
     with _upstream(source):
         settled = settle(job, proposed, progress)
         job = replace(job, sherry_types=settled.types)
@@ -102,6 +104,12 @@ def convert(
                 conversion = replace(conversion, verdict=verify_file(temporary, as_trained, progress))
         rename_durably(temporary, target, force)
     return conversion
+
+
+def _require_tokenizer(directory: Path) -> None:
+    """SherryError where nothing is named like a tokenizer's file: upstream's converter tells of what it tried."""
+    if not any(re.search(r"tok|vocab|\.model$", path.name, re.IGNORECASE) for path in directory.iterdir()):
+        raise SherryError(f"{directory}: has no tokenizer", Way.CONFIG_DIRECTORY)
 
 
 def _require_loadable(instance: Any) -> None:
@@ -147,11 +155,13 @@ def _upstream(source: Source) -> Iterator[None]:
     try:
         with remote_code(source.trust_remote_code):
             yield
-    except (SherryError, MemoryError):
+    except SherryError:
         raise
     except OSError as error:
         raise SherryError(f"{error.filename or model}: {error.strerror or error}") from error
     except Exception as error:
+        if says_no_memory(error):
+            raise
         said = " ".join(str(error).split()) or "no message"
         raise SherryError(
             f"{model}: llama.cpp's converter stopped with {type(error).__name__}: {said}", Way.WHERE

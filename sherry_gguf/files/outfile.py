@@ -10,8 +10,8 @@ import errno
 import fcntl
 import os
 import re
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,16 +45,21 @@ def temporary_beside(target: Path) -> Iterator[Path]:
     """
     target = _followed(target)
     _remove_abandoned(target)
+    # named before it is there, so that it is removed even if a signal comes while it is made
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    handle = None
     try:
-        handle, name = _locked_file(target)
-    except OSError as error:
-        raise SherryError(f"{target.parent}: cannot write there, {error.strerror}", Way.OTHER_OUTFILE) from error
-    try:
+        try:
+            handle = _new_locked(temporary)
+        except OSError as error:
+            raise SherryError(f"{target.parent}: cannot write there, {error.strerror}", Way.OTHER_OUTFILE) from error
         with naming_full_disk(target):
-            yield Path(name)
+            yield temporary
     finally:
-        Path(name).unlink(missing_ok=True)
-        os.close(handle)
+        with suppress(OSError):  # it was renamed, or never made
+            temporary.unlink()
+        if handle is not None:
+            os.close(handle)
 
 
 @contextmanager
@@ -115,14 +120,14 @@ def _followed(target: Path) -> Path:
     return target.resolve() if target.is_symlink() else target
 
 
-def _locked_file(target: Path) -> tuple[int, str]:
-    """A new file with the lock that tells other runs that its writer is alive. Only its owner may read it as yet."""
+def _new_locked(temporary: Path) -> int:
+    """Make the file with the lock that tells other runs that its writer is alive. Only its owner may read it as yet."""
     while True:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with suppress(OSError):  # without locks there, nobody takes it for abandoned either
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
-            return handle, name
+            return handle
         os.close(handle)  # another run took it for abandoned before it was locked
 
 
