@@ -47,6 +47,7 @@ class Way(Enum):
     # writing
     OTHER_OUTFILE = "choose another output file"
     REPLACE = "allow replacing it"
+    UNVERIFIED = "write it without verifying it"
     INSPECT = "an inspection shows the types"
 
     # running

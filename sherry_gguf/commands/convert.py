@@ -57,6 +57,7 @@ WAYS = {
     Way.AUTO_NO_REGRID: "--outtype auto without --regrid takes for each tensor the smallest type that holds it",
     Way.REGRID_TYPE: "give --outtype {0}",
     Way.WHERE: "--verbose shows where",
+    Way.UNVERIFIED: "--no-verify writes it all the same",
 }
 
 
@@ -94,7 +95,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--model-name", help="general.name in the file")
     out.add_argument("--metadata", type=Path, help="JSON file that overrides authorship metadata")
     out.add_argument("--force", action="store_true", help="replace an existing outfile")
-    out.add_argument("--no-verify", action="store_true", help="do not read the file back and compare it")
+    out.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="do not compare the file with the checkpoint, nor let llama.cpp load it",
+    )
     out.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
     out.add_argument(
         "--verbose", action="store_true", help="show what llama.cpp's converter says, and where an error came from"
@@ -113,8 +118,15 @@ def execute(args: argparse.Namespace) -> int:
     print_conversion(conversion, console)
     console.print("dry run: nothing written" if args.dry_run else f"wrote {conversion.outfile}", highlight=False)
     if not args.dry_run:
-        console.print(str(conversion.verdict or "not verified (--no-verify)"), highlight=False)
+        console.print(_verdict(conversion), highlight=False)
     return 0
+
+
+def _verdict(conversion: Conversion) -> str:
+    if conversion.verdict is None:
+        return "not verified (--no-verify)"
+    loaded = "llama.cpp loads it" if conversion.loaded else "not tried to load it, for that run `sherry-gguf build`"
+    return f"{conversion.verdict}; {loaded}"
 
 
 @contextmanager

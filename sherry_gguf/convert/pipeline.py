@@ -17,6 +17,7 @@ from sherry_gguf.checkpoint.remote_code import remote_code
 from sherry_gguf.convert import settings
 from sherry_gguf.convert.complete import require_loadable
 from sherry_gguf.convert.library import use_library_quantizers
+from sherry_gguf.convert.loading import load
 from sherry_gguf.convert.model import Job, open_model
 from sherry_gguf.convert.naming import directory_for, end_token, name_an_end, template, under_its_name
 from sherry_gguf.convert.plan import make_plan
@@ -52,6 +53,7 @@ def convert(
     types          of the file's tensors; the values written are those of exact blocks in whatever type
     regrid         reorder channels so that groups of neighbours are STQ1_0's (``weights/channel_order.py``)
     force          replace an existing outfile (only once the new file is complete and verified)
+    verify         compare the file with the checkpoint, and let llama.cpp load it where it is built
     dry_run        write nothing
 
     The pinned llama.cpp's source is fetched on first use. Raises SherryError, and then leaves outfile as it was.
@@ -102,6 +104,8 @@ def convert(
             if verify:
                 as_trained = open_model(replace(job, as_trained=True, losses={}), target)
                 conversion = replace(conversion, verdict=verify_file(temporary, as_trained, progress))
+        if verify:
+            conversion = replace(conversion, loaded=load(temporary))
         rename_durably(temporary, target, force)
     return conversion
 

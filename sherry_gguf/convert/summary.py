@@ -47,7 +47,11 @@ class WrittenTensor:
 
 @dataclass(frozen=True)
 class Conversion:
-    """outfile; how the layers were read; the tensors; layer -> relative error where weights were changed."""
+    """outfile; how the layers were read; the tensors; layer -> relative error where weights were changed.
+
+    verdict  what was verified; None without verification
+    loaded   llama.cpp was seen to load the file; False where it was not asked, as it is not built
+    """
 
     outfile: Path
     source: str
@@ -55,6 +59,7 @@ class Conversion:
     losses: dict[str, float]
     notes: Sequence[str]
     verdict: Verdict | None = None
+    loaded: bool = False
 
     def bits_per_weight(self, type_name: str | None = None) -> float:
         """Of all tensors, or of those of one type; nan when there are none."""

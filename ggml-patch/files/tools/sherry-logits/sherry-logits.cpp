@@ -13,6 +13,9 @@
 //
 // A chunk's logits are written before the next chunk is read: over pipes, each chunk is a request and its answer.
 // At most N_BATCH positions are in memory. No GPU is used, but for those of --rpc; a BLAS backend is, if one was built.
+//
+// With --check no logits are computed, and no weight is read: whether llama.cpp loads the file is the exit status. Its
+// metadata and vocabulary are read, and every tensor is looked up, in the shape that the model wants, without memory.
 
 #include "llama.h"
 
@@ -32,12 +35,14 @@ static constexpr int32_t N_BATCH = 512; // llama.cpp's default n_ubatch
 
 static const char * USAGE =
     "usage: %s -m MODEL -c N [options] [TOKENS]\n"
+    "       %s -m MODEL --check\n"
     "\n"
     "  TOKENS            file of raw int32 token ids (default: stdin)\n"
     "  -m, --model FILE  the GGUF\n"
     "  -c, --ctx-size N  tokens per chunk\n"
     "  -t, --threads N   threads (default: the number of hardware threads)\n"
     "  -o, --output FILE where the logits go (default: stdout)\n"
+    "  --check           only see whether llama.cpp loads the GGUF, without its weights\n"
     "  --from N          first position of a chunk to write (default: 0)\n"
     "  --rpc SERVERS     put all layers on these ggml-rpc-server workers, host:port,host:port\n"
     "  --no-repack       leave the weights as they are in the file\n"
@@ -54,6 +59,7 @@ struct options {
     int32_t from      = 0;
     bool    no_repack = false;
     bool    kv_f32    = false;
+    bool    check     = false;
     bool    verbose   = false;
 };
 
@@ -95,15 +101,16 @@ static options parse(int argc, char ** argv) {
         else if (arg == "--rpc")                     { opt.rpc       = value(); }
         else if (arg == "--no-repack")               { opt.no_repack = true; }
         else if (arg == "--kv-f32")                  { opt.kv_f32    = true; }
+        else if (arg == "--check")                   { opt.check     = true; }
         else if (arg == "-v" || arg == "--verbose")  { opt.verbose   = true; }
-        else if (arg == "-h" || arg == "--help")     { printf(USAGE, argv[0]); exit(0); }
+        else if (arg == "-h" || arg == "--help")     { printf(USAGE, argv[0], argv[0]); exit(0); }
         else if (arg[0] != '-' && opt.tokens.empty()) { opt.tokens = arg; }
         else { die("unknown argument '" + arg + "' (--help lists them)"); }
     }
-    if (opt.model.empty() || opt.n_ctx == 0) {
+    if (opt.model.empty() || (opt.n_ctx == 0 && !opt.check)) {
         die("-m MODEL and -c N are needed (--help lists all)");
     }
-    if (opt.from >= opt.n_ctx) {
+    if (opt.from >= opt.n_ctx && !opt.check) {
         die("--from " + std::to_string(opt.from) + " lies outside a chunk of " + std::to_string(opt.n_ctx));
     }
     return opt;
@@ -211,10 +218,17 @@ int main(int argc, char ** argv) {
     llama_model_params model_params = llama_model_default_params();
     model_params.devices         = devices.data();
     model_params.use_extra_bufts = !opt.no_repack;
+    if (opt.check) {
+        model_params.no_alloc  = true;
+        model_params.load_mode = LLAMA_LOAD_MODE_NONE; // a mapping would be memory
+    }
     std::unique_ptr<llama_model, decltype(&llama_model_free)> model(
         llama_model_load_from_file(opt.model.c_str(), model_params), llama_model_free);
     if (!model) {
         die(opt.model + ": llama.cpp cannot load it");
+    }
+    if (opt.check) {
+        return 0;
     }
 
     llama_context_params ctx_params = llama_context_default_params();
