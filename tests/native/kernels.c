@@ -29,7 +29,7 @@
 #define MAGNITUDE(b) (b%2 ? 5 : 127) // 3*127 = 31*12 + 9 and 3*5 = 15: the largest parts that a sum is looked up in
 #define START        1000 // what results are added to
 
-static const char * const names[] = { "generic", "avx2", "avx512", "neon" };
+static const char * const names[] = { "generic", "avx2", "avx512", "avx512vbmi", "neon" };
 
 size_t ggml_row_size(enum ggml_type type, int64_t n) {
     return type == GGML_TYPE_SHERRY ? n/QK_SHERRY*sizeof(block_sherry) :

@@ -109,6 +109,9 @@ const struct ggml_sherry_tile_kernel ggml_sherry_tile_generic = {
 //
 
 static const struct ggml_sherry_tile_kernel * const kernels[] = {
+#if defined(SHERRY_ISA_AVX512VBMI)
+    &ggml_sherry_tile_avx512vbmi,
+#endif
 #if defined(SHERRY_ISA_AVX512)
     &ggml_sherry_tile_avx512,
 #endif

@@ -49,12 +49,13 @@ struct ggml_sherry_tile_kernel {
 // the one for the instructions that this library is compiled for
 GGML_BACKEND_API const struct ggml_sherry_tile_kernel * ggml_sherry_best_tile_kernel(void);
 
-// by name, for tests and benches: "generic", "avx2", "avx512", "neon"; NULL if this library has no such kernel
+// by name, for tests and benches: "generic", "avx2", "avx512", "avx512vbmi", "neon"; NULL if this library has no such kernel
 GGML_BACKEND_API const struct ggml_sherry_tile_kernel * ggml_sherry_tile_kernel_named(const char * name);
 
 extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_generic;
 extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx2;
 extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx512;
+extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx512vbmi;
 extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_neon;
 
 // the weights of the codes of sign 0
