@@ -109,11 +109,11 @@ const struct ggml_sherry_tile_kernel ggml_sherry_tile_generic = {
 //
 
 static const struct ggml_sherry_tile_kernel * const kernels[] = {
-#if defined(SHERRY_ISA_AVX512VBMI)
-    &ggml_sherry_tile_avx512vbmi,
-#endif
 #if defined(SHERRY_ISA_AVX512)
     &ggml_sherry_tile_avx512,
+#endif
+#if defined(SHERRY_ISA_AVX512VBMI)
+    &ggml_sherry_tile_avx512vbmi, // faster on Intel's processors, not on AMD's: which one it is, the set does not say
 #endif
 #if defined(SHERRY_ISA_AVX2)
     &ggml_sherry_tile_avx2,
