@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-ISAS = ("generic", "avx2", "avx512", "neon")
+ISAS = ("generic", "avx2", "avx512", "avx512vbmi", "neon")
 
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 

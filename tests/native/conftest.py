@@ -249,7 +249,13 @@ def ggml(runtime: llama_cpp.Build) -> Ggml:
 
 
 # instructions that a kernel needs, as ggml_cpu_has_* names them
-NEEDS = {"generic": (), "avx2": ("avx2", "fma", "f16c"), "avx512": ("avx512",), "neon": ("neon",)}
+NEEDS = {
+    "generic": (),
+    "avx2": ("avx2", "fma", "f16c"),
+    "avx512": ("avx512",),
+    "avx512vbmi": ("avx512", "avx512_vbmi"),
+    "neon": ("neon",),
+}
 
 
 def skip_without(ggml: Ggml, name: str, found: bool) -> None:

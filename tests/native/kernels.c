@@ -1,7 +1,7 @@
 // All kernels that are compiled with it, beside the generic ones and beside plain sums. test_sanitizers.py compiles it
 // for x86-64 and for this machine, test_arm.py for three sets of ARM instructions.
 //
-//     kernels [TILE ROW]    the names of the kernels that have to be the best ones
+//     kernels [TILE ROW [OTHER_TILE ...]]    the names of the kernels that have to be the best ones, and there
 //
 // Buffers have exactly the size needed, weights lie at odd addresses: where a sanitizer looks on, a read or write beside
 // them ends the program.
@@ -29,7 +29,7 @@
 #define MAGNITUDE(b) (b%2 ? 5 : 127) // 3*127 = 31*12 + 9 and 3*5 = 15: the largest parts that a sum is looked up in
 #define START        1000 // what results are added to
 
-static const char * const names[] = { "generic", "avx2", "avx512", "neon" };
+static const char * const names[] = { "generic", "avx2", "avx512", "avx512vbmi", "neon" };
 
 size_t ggml_row_size(enum ggml_type type, int64_t n) {
     return type == GGML_TYPE_SHERRY ? n/QK_SHERRY*sizeof(block_sherry) :
@@ -420,8 +420,12 @@ static void check_type(const struct type * type, int n_blocks, float special) {
 int main(int argc, char ** argv) {
     const struct ggml_sherry_tile_kernel * best_tile = ggml_sherry_tile_kernel_at(0);
     const struct ggml_sherry_row_kernel  * best_row  = ggml_sherry_best_row_kernel();
-    CHECK(argc != 3 || strcmp(best_tile->name, argv[1]) == 0, "the first kernel for tiles is %s", best_tile->name);
-    CHECK(argc != 3 || strcmp(best_row->name,  argv[2]) == 0, "rows are multiplied by %s",  best_row->name);
+    CHECK(argc < 3 || strcmp(best_tile->name, argv[1]) == 0, "the first kernel for tiles is %s", best_tile->name);
+    CHECK(argc < 3 || strcmp(best_row->name,  argv[2]) == 0, "rows are multiplied by %s",  best_row->name);
+
+    for (int i = 3; i < argc; ++i) {
+        CHECK(ggml_sherry_tile_kernel_named(argv[i]) != NULL, "there is no kernel %s of tiles", argv[i]);
+    }
 
     static const float special[] = { 0, 1e-45f, 3.4e38f, -INFINITY, NAN };
     for (size_t i = 0; i < COUNT(types)*COUNT(special); ++i) {

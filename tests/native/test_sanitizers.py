@@ -32,14 +32,19 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 # instruction sets that a native build of most machines has more than, what /proc/cpuinfo calls them, and the kernels of
-# tiles and of rows that should be the best
+# tiles and of rows that should be the best, and others of tiles that should be there
 FLAGS = {"baseline": [], "native": [NATIVE]}
-NEEDS = {"avx2": "avx2", "avx512": "avx512bw"}
+NEEDS = {"avx2": "avx2", "avx512": "avx512bw", "avx512vbmi": "avx512vbmi"}
 BEST = {}
 if X86:
     FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     FLAGS["avx512"] = [*FLAGS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512vl"]
-    BEST = {"avx2": ["avx2", "avx2"], "avx512": ["avx512", "avx2"]}
+    FLAGS["avx512vbmi"] = [*FLAGS["avx512"], "-mavx512vbmi", "-mavx512vnni"]
+    BEST = {
+        "avx2": ["avx2", "avx2"],
+        "avx512": ["avx512", "avx2"],
+        "avx512vbmi": ["avx512", "avx2", "avx512vbmi"],
+    }
 
 
 def runs_here(name: str) -> bool:
@@ -68,7 +73,15 @@ def test_avx512_in_c(kernels_program: list[str], compiler: list[str], tmp_path: 
     if subprocess.run([*compiler, "-E", str(simde / "immintrin.h")], capture_output=True).returncode:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no SIMDe (Debian: libsimde-dev)")
     # without FMA the kernels for AVX2 are left out: they would take long to compile
-    claimed = [f"-D__{name}__" for name in ("AVX", "AVX2", "AVX512F", "AVX512BW")]
+    claimed = [f"-D__{name}__" for name in ("AVX", "AVX2", "AVX512F", "AVX512BW", "AVX512VBMI")]
     # SIMDe adds signed bytes where the instruction wraps
-    flags = [*claimed, f"-I{simde}", "-g0", "-Wno-psabi", "-fwrapv", "-fno-sanitize=signed-integer-overflow"]
-    run(kernels_program, compiler, tmp_path, flags, ["avx512", "generic"])
+    flags = [
+        *claimed,
+        f"-I{simde}",
+        "-g0",
+        "-Wno-psabi",
+        "-Wno-attributes",
+        "-fwrapv",
+        "-fno-sanitize=signed-integer-overflow",
+    ]
+    run(kernels_program, compiler, tmp_path, flags, ["avx512", "generic", "avx512vbmi"])

@@ -1,12 +1,14 @@
 #pragma once
 
 // AVX-512 in plain C, of SIMDe, for machines without it: test_sanitizers.py puts this before the compiler's immintrin.h.
+// What is inline is not: a kernel would be thousands of inlined functions, and take a compiler minutes and gigabytes.
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #define SIMDE_NO_NATIVE
+#define SIMDE_NO_INLINE
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
 #include <simde/x86/f16c.h>
@@ -38,3 +40,5 @@ static inline __m512 _mm512_cvtph_ps(__m256i x) {
 
 // values need not be in registers
 #define __asm__(...) ((void) 0)
+
+#define always_inline noinline // in isa.h

@@ -28,6 +28,11 @@
 #define SHERRY_ISA_AVX512
 #endif
 
+// VBMI has vpermb, look-up of bytes in all 64 of a register. Intel's since Ice Lake, AMD's since Zen 4.
+#if defined(SHERRY_ISA_AVX512) && defined(__AVX512VBMI__)
+#define SHERRY_ISA_AVX512VBMI
+#endif
+
 // vpdpbusd with registers of 512 bits
 #if defined(__AVX512VNNI__)
 #define SHERRY_ISA_AVX512VNNI

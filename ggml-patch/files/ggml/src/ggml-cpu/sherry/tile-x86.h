@@ -1,6 +1,6 @@
 #pragma once
 
-// What tile-avx2.c and tile-avx512.c share.
+// What tile-avx2.c, tile-avx512.c and tile-avx512vbmi.c share.
 
 #include "isa.h"
 #include "tile.h"

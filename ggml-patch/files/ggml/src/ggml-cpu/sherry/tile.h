@@ -59,12 +59,13 @@ GGML_BACKEND_API const struct ggml_sherry_tile_kernel * ggml_sherry_chosen_tile_
 // the one for weights that stay in rows and are packed in each product: that is quickly done to tiles of bytes only
 GGML_BACKEND_API const struct ggml_sherry_tile_kernel * ggml_sherry_packing_tile_kernel(void);
 
-// by name, for tests and benches: "generic", "avx2", "avx512", "neon"; NULL if this library has no such kernel
+// by name, for tests and benches: "generic", "avx2", "avx512", "avx512vbmi", "neon"; NULL if this library has no such kernel
 GGML_BACKEND_API const struct ggml_sherry_tile_kernel * ggml_sherry_tile_kernel_named(const char * name);
 
 extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_generic;
 extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx2;
 extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx512;
+extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx512vbmi;
 extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_neon;
 
 // the weights of the codes of sign 0

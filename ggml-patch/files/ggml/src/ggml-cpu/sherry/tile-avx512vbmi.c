@@ -1,0 +1,340 @@
+#include "tile-x86.h"
+
+#if defined(SHERRY_ISA_AVX512VBMI)
+
+#include <string.h>
+
+// Tiles of pairs with AVX-512 VBMI: a register holds one code of two groups of 32 rows, vpermb looks up both. It reads
+// the low six bits of each byte of its index: five of a code, and one that says which group's half of the table it is.
+// Sums are looked up in two parts, t = 31*h + l, as tile-avx2.c does, but all 32 of them: no sign to apply. The parts of
+// 8 pairs add up in bytes (|l| <= 120, |h| <= 96); maddubs puts the two groups of a row together, and widens.
+//
+// Half a block of a row, 16 groups, is five words x0..x4. An index is a word, too: the code of the pair's first group is
+// in its high byte, that of the second in the low byte. The eight of them are
+//
+//     x0    x0 >> 5 ^ x1 >> 3    x1    x1 >> 2 ^ x2    x2 >> 3 ^ x3 >> 6    x3    x3 >> 5 ^ x4 >> 3    x4
+//
+// in the low five bits of both bytes; bit 5 is set in the low byte, cleared in the high one. To pack is to solve that for
+// the words. What a shift brings along besides is known by then, so that nothing need be masked. Seven shifts are the
+// least: three bits of each byte have to move, in any shift of them one comes to lie at bit 2, and only eight of the ten
+// bits there are read.
+//
+// Operations for 32 rows x 2 groups x 1 token, 256 weights: 2 vpermb, 1.75 vpaddb and 7/16 of putting together; for all
+// tokens at once 2 more.
+
+#define BASE  31
+#define WORDS 5 // of half a block
+#define PAIRS 8
+
+// Lane of a row in the words of a tile: unpacking the words of a register then leaves its rows in order.
+static inline int lane(int row) {
+    return 8*(row%16/4) + row/16*4 + row%4;
+}
+
+// One byte of the words, such that the indices have these codes. Shifts bring zeros in.
+static void solve(const uint8_t c[PAIRS], uint8_t x[WORDS]) {
+    enum { BITS01 = 0x60, BIT2 = 0x80 }; // of a code that is five places higher
+    x[1] = (uint8_t) (c[2] | c[1] >> 3 << 6);
+    x[4] = (uint8_t) (c[7] | c[6] >> 3 << 6);
+    x[0] = (uint8_t) (c[0] | ((c[1] ^ x[1] >> 3) << 5 & BITS01));
+    x[3] = (uint8_t) (c[5] | ((c[6] ^ x[4] >> 3) << 5 & BITS01));
+    x[2] = (uint8_t) (((c[3] ^ x[1] >> 2) & 0x17) | ((c[4] ^ x[3] >> 6) & 1) << 3 | c[4] >> 2 << 5);
+    // bits that depend on bits of two words
+    x[1] |= (uint8_t) (((c[3] ^ x[2]) >> 3 & 1) << 5);
+    x[0] |= (uint8_t) ((c[1] ^ x[1] >> 3) << 5 & BIT2);
+    x[3] |= (uint8_t) (((c[4] ^ x[2] >> 3) >> 1 & 1) << 7);
+    x[4] |= (uint8_t) (((c[6] ^ x[3] >> 5) >> 2 & 1) << 5);
+}
+
+static void pack_half(const uint8_t codes[2*PAIRS], uint16_t words[WORDS]) {
+    uint8_t high[WORDS], low[WORDS], c[PAIRS];
+    for (int i = 0; i < PAIRS; ++i) {
+        c[i] = codes[2*i];
+    }
+    solve(c, high);
+    for (int i = 0; i < PAIRS; ++i) {
+        c[i] = codes[2*i + 1];
+    }
+    // what shifts bring in from the high byte
+    c[1] ^= (high[0] << 8 >> 5 ^ high[1] << 8 >> 3) & 0x1F;
+    c[3] ^= (high[1] << 8 >> 2) & 0x1F;
+    c[4] ^= (high[2] << 8 >> 3 ^ high[3] << 8 >> 6) & 0x1F;
+    c[6] ^= (high[3] << 8 >> 5 ^ high[4] << 8 >> 3) & 0x1F;
+    solve(c, low);
+    for (int j = 0; j < WORDS; ++j) {
+        words[j] = (uint16_t) (low[j] | high[j] << 8);
+    }
+}
+
+static void unpack_half(const uint16_t x[WORDS], uint8_t codes[2*PAIRS]) {
+    const int index[PAIRS] = {
+        x[0], x[0] >> 5 ^ x[1] >> 3, x[1], x[1] >> 2 ^ x[2], x[2] >> 3 ^ x[3] >> 6, x[3], x[3] >> 5 ^ x[4] >> 3, x[4],
+    };
+    for (int i = 0; i < PAIRS; ++i) {
+        codes[2*i]     = index[i] >> 8 & 0x1F;
+        codes[2*i + 1] = index[i]      & 0x1F;
+    }
+}
+
+static void pack_pairs(const block_sherry * rows, size_t row_blocks, void * tile) {
+    for (int r = 0; r < SHERRY_TILE_ROWS; ++r) {
+        const block_sherry * x = rows + (size_t) r*row_blocks;
+        uint8_t codes[SHERRY_GROUPS];
+        for (int g = 0; g < SHERRY_GROUPS; ++g) {
+            codes[g] = (uint8_t) ((g < 16 ? x->qs[g] & 0xF : x->qs[g - 16] >> 4) | (x->signs[g/8] >> g%8 & 1) << 4);
+        }
+        uint16_t words[2*WORDS];
+        pack_half(codes, words);
+        pack_half(codes + 2*PAIRS, words + WORDS);
+        for (int j = 0; j < 2*WORDS; ++j) {
+            memcpy((uint8_t *) tile + 2*(SHERRY_TILE_ROWS*j + lane(r)), words + j, 2);
+        }
+        memcpy((uint8_t *) tile + SHERRY_TILE_SCALES + 2*r, x->d, 2);
+    }
+}
+
+static void unpack_pairs(const void * tile, block_sherry * rows, size_t row_blocks) {
+    for (int r = 0; r < SHERRY_TILE_ROWS; ++r) {
+        uint16_t words[2*WORDS];
+        for (int j = 0; j < 2*WORDS; ++j) {
+            memcpy(words + j, (const uint8_t *) tile + 2*(SHERRY_TILE_ROWS*j + lane(r)), 2);
+        }
+        uint8_t codes[SHERRY_GROUPS];
+        unpack_half(words, codes);
+        unpack_half(words + WORDS, codes + 2*PAIRS);
+
+        block_sherry * x = rows + (size_t) r*row_blocks;
+        memset(x->signs, 0, sizeof(x->signs));
+        for (int g = 0; g < SHERRY_GROUPS; ++g) {
+            x->signs[g/8] |= (uint8_t) ((codes[g] >> 4) << g%8);
+        }
+        for (int j = 0; j < SHERRY_GROUPS/2; ++j) {
+            x->qs[j] = (uint8_t) ((codes[j] & 0xF) | (codes[j + 16] & 0xF) << 4);
+        }
+        memcpy(x->d, (const uint8_t *) tile + SHERRY_TILE_SCALES + 2*r, 2);
+    }
+}
+
+static void pack_stq1_0_pairs(const block_stq1_0 * rows, size_t row_blocks, void * tiles) {
+    ggml_sherry_pack_stq1_0(pack_pairs, rows, row_blocks, tiles);
+}
+
+// sums of four neighbours, unsigned x times w, in 32 bits
+#if defined(SHERRY_ISA_AVX512VNNI)
+#define DOT4(sum, x, w) _mm512_dpbusd_epi32(sum, x, w)
+#else
+#define DOT4(sum, x, w) \
+    _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(x, w), _mm512_set1_epi16(1)))
+#endif
+
+// Sums of parts begin with the first pair's: h, 128 more, is then unsigned, and the sum of a block positive. A word of it
+// below a word 0x4B00 is the float 2^23 + sum.
+#define H_BIAS 0x80
+#define BIAS   (2*2*BASE*H_BIAS) // of two groups, two halves
+
+// pair p: 64 bytes l, of the one group and of the other in the order of the codes, 64 bytes h
+static void tables_avx512vbmi(const block_q8_sherry * x, void * tables) {
+    // packing interleaves the 128-bit lanes of two registers: one has the codes 0..3, 8..11, .., the other those between
+    const __m512i sign0 = _mm512_loadu_si512(ggml_sherry_patterns);
+    const __m512i sign1 = _mm512_sub_epi8(_mm512_setzero_si512(), sign0);
+    const __m512i wa = _mm512_shuffle_i32x4(sign0, sign1, 0x88);
+    const __m512i wb = _mm512_shuffle_i32x4(sign0, sign1, 0xDD);
+    const __m512i groups_apart = _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0); // the same once more, of 64-bit lanes
+
+    // activations are multiplied as x + 128, which is unsigned; sums begin with what that is too much
+    const __m512i offset = _mm512_set1_epi8((char) 0x80);
+    const __m512i too_much_a = DOT4(_mm512_setzero_si512(), offset, wa);
+    const __m512i too_much_b = DOT4(_mm512_setzero_si512(), offset, wb);
+    const __m512i sa = _mm512_sub_epi32(_mm512_setzero_si512(), too_much_a);
+    const __m512i sb = _mm512_sub_epi32(_mm512_setzero_si512(), too_much_b);
+
+    int32_t groups[SHERRY_GROUPS];
+    groups_of_planes(x, groups);
+    for (int p = 0; p < 2*PAIRS; ++p) {
+        __m512i l[2], h[2];
+        for (int i = 0; i < 2; ++i) {
+            const __m512i xg = _mm512_xor_si512(_mm512_set1_epi32(groups[2*p + i]), offset);
+            const __m512i t  = _mm512_packs_epi32(DOT4(sa, xg, wa), DOT4(sb, xg, wb));
+            // round(t*1057/2^15), 1057/2^15 being a little more than 1/31: |t - 31*h| <= 15 for all |t| <= 381
+            h[i] = _mm512_mulhrs_epi16(t, _mm512_set1_epi16(1057));
+            l[i] = _mm512_sub_epi16(t, _mm512_mullo_epi16(h[i], _mm512_set1_epi16(BASE)));
+        }
+        const __m512i bias = _mm512_set1_epi8(p%PAIRS == 0 ? (char) H_BIAS : 0);
+        const __m512i lows  = _mm512_permutexvar_epi64(groups_apart, _mm512_packs_epi16(l[0], l[1]));
+        const __m512i highs = _mm512_permutexvar_epi64(groups_apart, _mm512_packs_epi16(h[0], h[1]));
+        _mm512_store_si512((__m512i *) tables + 2*p, lows);
+        _mm512_store_si512((__m512i *) tables + 2*p + 1, _mm512_add_epi8(highs, bias));
+    }
+}
+
+// the 32 rows of one tile to dst
+static inline void add_rows(__m512i sums, __m512 d, const __m512 scales[2], float * dst, bool first) {
+    const __m512i exponent = _mm512_set1_epi16(0x4B00);
+    const __m512  zero     = _mm512_set1_ps(0x1p23f + BIAS);
+    const __m512i halves[2] = { _mm512_unpacklo_epi16(sums, exponent), _mm512_unpackhi_epi16(sums, exponent) };
+    for (int i = 0; i < 2; ++i) {
+        const __m512 sum = _mm512_sub_ps(_mm512_castsi512_ps(halves[i]), zero);
+        const __m512 scale = _mm512_mul_ps(scales[i], d);
+        const __m512 old = first ? _mm512_setzero_ps() : _mm512_loadu_ps(dst + 16*i);
+        _mm512_storeu_ps(dst + 16*i, _mm512_fmadd_ps(sum, scale, old));
+    }
+}
+
+// a loop over tiles or tokens
+#define EACH(i, n) UNROLL for (int i = 0; i < (n); ++i)
+
+// pair i of half k, the first of which the sums begin with
+#define LOOK_UP(i)                                                                                             \
+    EACH(t, n_tokens) {                                                                                        \
+        __m512i table_l = _mm512_load_si512(tables[t] + 2*(PAIRS*k + (i)));                                    \
+        __m512i table_h = _mm512_load_si512(tables[t] + 2*(PAIRS*k + (i)) + 1);                                \
+        KEEP(table_l);                                                                                         \
+        KEEP(table_h);                                                                                         \
+        EACH(n, n_tiles) {                                                                                     \
+            const __m512i l_n = _mm512_permutexvar_epi8(index[n], table_l);                                    \
+            const __m512i h_n = _mm512_permutexvar_epi8(index[n], table_h);                                    \
+            l[n][t] = (i) == 0 ? l_n : _mm512_add_epi8(l[n][t], l_n);                                          \
+            h[n][t] = (i) == 0 ? h_n : _mm512_add_epi8(h[n][t], h_n);                                          \
+            KEEP(l[n][t]);                                                                                     \
+            KEEP(h[n][t]);                                                                                     \
+        }                                                                                                      \
+    }
+
+// Indices of each tile: of a word, and of the exclusive or of two. The latter are shifted by three or more, which leaves
+// bit 5 of the high byte cleared.
+#define INDEX(i, word)                                                                                         \
+    EACH(n, n_tiles) {                                                                                         \
+        index[n] = _mm512_ternarylogic_epi32(word, bits5, low_bit5, 0xB8); /* bits5 ? low_bit5 : word */       \
+    }                                                                                                          \
+    LOOK_UP(i)
+#define INDEX_XOR(i, a, b)                                                                                     \
+    EACH(n, n_tiles) {                                                                                         \
+        index[n] = _mm512_ternarylogic_epi32(a, b, low_bit5, 0xBE); /* a ^ b | low_bit5 */                     \
+    }                                                                                                          \
+    LOOK_UP(i)
+
+#define WORD(j)     x[n][j]
+#define SHIFT(j, b) _mm512_srli_epi16(x[n][j], b)
+
+// Weights come from memory, and are asked for as in tile-avx512.c: line by line, some blocks ahead, at the end of a row of
+// tiles those of the next ones. As an integer, because a pointer must not leave its array.
+#define AHEAD 4
+#define PREFETCH(p)                                                                                            \
+    if (prefetch) {                                                                                            \
+        _mm_prefetch((const char *) ((uintptr_t) (p) + ahead), _MM_HINT_T0);                                   \
+    }
+
+#define LOAD(j)                                                                                                \
+    EACH(n, n_tiles) {                                                                                         \
+        x[n][j] = _mm512_loadu_si512(words[n] + WORDS*k + (j));                                                \
+        PREFETCH(words[n] + WORDS*k + (j))                                                                     \
+    }
+
+// sums of half k of a block of each tile with each token; k, n_tiles and n_tokens are constants
+INLINE void add_half(
+        const int k, const int n_tiles, const int n_tokens, const __m512i * const * words, const __m512i * const * tables,
+        __m512i sums[2][SHERRY_MAX_TOKENS], bool prefetch, size_t ahead) {
+    const __m512i bits5    = _mm512_set1_epi16(0x2020);
+    const __m512i low_bit5 = _mm512_set1_epi16(0x0020);
+
+    __m512i x[2][WORDS], index[2], l[2][SHERRY_MAX_TOKENS], h[2][SHERRY_MAX_TOKENS];
+    LOAD(0)
+    INDEX(0, WORD(0))
+    LOAD(1)
+    INDEX_XOR(1, SHIFT(0, 5), SHIFT(1, 3))
+    INDEX(2, WORD(1))
+    LOAD(2)
+    INDEX(3, _mm512_xor_si512(SHIFT(1, 2), WORD(2)))
+    LOAD(3)
+    INDEX_XOR(4, SHIFT(2, 3), SHIFT(3, 6))
+    INDEX(5, WORD(3))
+    LOAD(4)
+    INDEX_XOR(6, SHIFT(3, 5), SHIFT(4, 3))
+    INDEX(7, WORD(4))
+
+    EACH(n, n_tiles) {
+        EACH(t, n_tokens) {
+            const __m512i of_l = _mm512_maddubs_epi16(_mm512_set1_epi8(1), l[n][t]);
+            const __m512i of_h = _mm512_maddubs_epi16(h[n][t], _mm512_set1_epi8(BASE));
+            const __m512i both = _mm512_add_epi16(of_l, of_h);
+            sums[n][t] = k == 0 ? both : _mm512_add_epi16(sums[n][t], both);
+        }
+    }
+}
+
+// one block of n_tiles tiles, 1 or 2; n_tiles and n_tokens are constants: 16 registers of sums at most
+INLINE void mul_block(
+        const int n_tiles, size_t tile_stride, const uint8_t * tiles, const int n_tokens, const __m512i * const * tables,
+        const float * d, float * const * dst, size_t row, bool first, bool prefetch, size_t ahead) {
+    const __m512i * words[2];
+    __m512i sums[2][SHERRY_MAX_TOKENS];
+    EACH(n, n_tiles) {
+        words[n] = (const __m512i *) (tiles + (size_t) n*tile_stride);
+    }
+    add_half(0, n_tiles, n_tokens, words, tables, sums, prefetch, ahead);
+    add_half(1, n_tiles, n_tokens, words, tables, sums, prefetch, ahead);
+
+    EACH(n, n_tiles) {
+        const __m256i * scales = (const __m256i *) (words[n] + 2*WORDS);
+        PREFETCH(scales)
+        const __m512 of_rows[2] = {
+            _mm512_cvtph_ps(_mm256_loadu_si256(scales)), _mm512_cvtph_ps(_mm256_loadu_si256(scales + 1))
+        };
+        EACH(t, n_tokens) {
+            add_rows(sums[n][t], _mm512_set1_ps(d[t]), of_rows, dst[t] + row + SHERRY_TILE_ROWS*n, first);
+        }
+    }
+}
+
+// n_tokens is a constant where this is inlined
+INLINE void mul_tiles(
+        int n_tiles, size_t tile_stride, const uint8_t * tiles, int n_blocks, const int n_tokens,
+        const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
+    const size_t in_row   = AHEAD*SHERRY_TILE_BYTES;
+    const size_t next_row = n_tiles*tile_stride + in_row - n_blocks*SHERRY_TILE_BYTES; // of the tiles after these
+
+    for (int b = 0; b < n_blocks; ++b) {
+        const __m512i * of_block[SHERRY_MAX_TOKENS];
+        float d_b[SHERRY_MAX_TOKENS];
+        EACH(t, n_tokens) {
+            of_block[t] = (const __m512i *) tables[t] + 4*PAIRS*b;
+            d_b[t]      = d[t][b];
+        }
+        const size_t ahead = b + AHEAD < n_blocks ? in_row : next_row;
+        const uint8_t * of_tiles = tiles + b*SHERRY_TILE_BYTES;
+        // two tiles at a time, for each two tables that are loaded; those of the block stay in the first-level cache
+        int i = 0;
+        for (; i + 2 <= n_tiles; i += 2) {
+            mul_block(2, tile_stride, of_tiles + (size_t) i*tile_stride, n_tokens, of_block, d_b, dst, SHERRY_TILE_ROWS*i,
+                      first && b == 0, prefetch, ahead);
+        }
+        if (i < n_tiles) {
+            mul_block(1, tile_stride, of_tiles + (size_t) i*tile_stride, n_tokens, of_block, d_b, dst, SHERRY_TILE_ROWS*i,
+                      first && b == 0, prefetch, ahead);
+        }
+    }
+}
+
+static void mul_avx512vbmi(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+                           const void * const * tables, const float * const * d, float * const * dst, bool first,
+                           bool prefetch) {
+    switch (n_tokens) {
+        case 1: mul_tiles(n_tiles, tile_stride, tiles, n_blocks, 1, tables, d, dst, first, prefetch); break;
+        case 2: mul_tiles(n_tiles, tile_stride, tiles, n_blocks, 2, tables, d, dst, first, prefetch); break;
+        case 3: mul_tiles(n_tiles, tile_stride, tiles, n_blocks, 3, tables, d, dst, first, prefetch); break;
+        case 4: mul_tiles(n_tiles, tile_stride, tiles, n_blocks, 4, tables, d, dst, first, prefetch); break;
+    }
+}
+
+const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx512vbmi = {
+    .name        = "avx512vbmi",
+    .table_bytes = SHERRY_GROUPS*64,
+    .max_tiles   = 4,
+    .pack        = pack_pairs,
+    .unpack      = unpack_pairs,
+    .pack_stq1_0 = pack_stq1_0_pairs,
+    .tables      = tables_avx512vbmi,
+    .mul         = mul_avx512vbmi,
+};
+
+#endif
