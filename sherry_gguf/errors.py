@@ -49,6 +49,7 @@ class Way(Enum):
     REPLACE = "allow replacing it"
     UNVERIFIED = "write it without verifying it"
     INSPECT = "an inspection shows the types"
+    MERGE = "merge the parts with the llama-gguf-split of a llama.cpp that reads them"
 
     # running
     BUILD = "build llama.cpp{0}"

@@ -22,7 +22,8 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     """``console`` must not read markup: names of files and tensors may have brackets."""
     file = inspection.file
     header = file.header
-    described = [f"GGUF {header.version}, {len(header.data):,} bytes, alignment {header.alignment}"]
+    described = [str(file.part)] if file.part else []
+    described += [f"GGUF {header.version}, {len(header.data):,} bytes, alignment {header.alignment}"]
     for key in ("general.architecture", "general.name", FILE_TYPE_KEY, VERSION_KEY):
         if file.value(key) is not None:
             described.append(f"{key} {file.value(key)}")
@@ -61,7 +62,7 @@ def _types(inspection: Inspection) -> Table:
     table.add_row("all", "", *_figures(everything))
     size, weights = len(inspection.file.header.data), everything["weights"]
     in_file = {**everything, "bytes": size, "bits_per_weight": 8 * size / weights if weights else None}
-    table.add_row("the whole file", "", *_figures(in_file))
+    table.add_row(str(inspection.file.part or "the whole file"), "", *_figures(in_file))
     return table
 
 

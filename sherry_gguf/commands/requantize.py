@@ -11,11 +11,7 @@ from sherry_gguf.errors import Way
 from sherry_gguf.files.requantize import requantize
 from sherry_gguf.formats.table import named, tensor_types
 
-WAYS = {
-    **ways_out.OUTFILE,
-    Way.ALL_FIT: "all fit --outtype {0}",
-    Way.INSPECT: "`sherry-gguf inspect {0}` shows the types",
-}
+WAYS = {**ways_out.OUTFILE, **ways_out.GGUF, Way.ALL_FIT: "all fit --outtype {0}"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -6,10 +6,9 @@ import argparse
 from pathlib import Path
 
 from sherry_gguf.commands import ways_out
-from sherry_gguf.errors import Way
 from sherry_gguf.files.retag import retag, targets
 
-WAYS = {**ways_out.OUTFILE, Way.INSPECT: "`sherry-gguf inspect {0}` shows the types"}
+WAYS = {**ways_out.OUTFILE, **ways_out.GGUF}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

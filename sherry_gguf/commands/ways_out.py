@@ -31,6 +31,11 @@ OUTFILE: Final[Mapping[Way, str]] = {
     Way.REPLACE: "replace it with --force",
 }
 
+GGUF: Final[Mapping[Way, str]] = {
+    Way.INSPECT: "`sherry-gguf inspect {0}` shows the types",
+    Way.MERGE: "merge the parts first: `llama-gguf-split --merge FIRST_PART OUTFILE` of a llama.cpp that reads them",
+}
+
 BUILD: Final[Mapping[Way, str]] = {
     Way.BUILD: "run `sherry-gguf build{0}`",
     Way.BUILD_TARGET: "`sherry-gguf build --target {0}` builds it",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
     return {
         "file": str(file.path),
         "bytes": len(file.header.data),
+        "part": file.part and asdict(file.part),
         "gguf_version": file.header.version,
         "alignment": file.header.alignment,
         "architecture": file.value("general.architecture"),

@@ -47,9 +47,11 @@ def requantize(
     outfile: default beside the file, named after it and the type. Metadata and other tensors keep their bytes, but for
     general.file_type where it is that of a type that goes, and sherry.format_version, which belongs to Sherry's own
     types. Nothing is written where there is nothing to do. Raises SherryError, and then leaves all files as they were,
-    if ``wanted`` would change a weight. Memory: a few times 4 M weights, or a row.
+    if ``wanted`` would change a weight, or the file is a part of a split model. Memory: a few times 4 M weights, or a
+    row.
     """
     file = open_gguf(path)
+    file.require_whole()
     file.require_types()
     ternary = [tensor for tensor in tqdm(file.tensors, desc="Reading", disable=not progress) if _is_ternary(tensor)]
     if not ternary:

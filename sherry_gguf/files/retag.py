@@ -66,11 +66,13 @@ def retag(path: Path, to: str, outfile: Path | None = None, *, in_place: bool = 
 
     outfile: default beside the file, named after it and the id. in_place: the file itself, replaced at once by a
     complete one of the same permissions. Nothing is written where there is nothing to do. Raises SherryError, and
-    then leaves all files as they were, if the bytes do not fit, or if the result would be read as something else.
+    then leaves all files as they were, if the file is a part of a split model, if the bytes do not fit, or if the
+    result would be read as something else.
     """
     wanted = targets()[to]
     type_name, type_id = wanted.tensor_type.name, wanted.type_id
     file = open_gguf(path)
+    file.require_whole()
     file.require_types()
     members = [tensor for tensor in file.tensors if tensor.type is wanted.tensor_type]
     if not members:

@@ -195,6 +195,7 @@ def test_golden_json(parts, tmp_path):
     assert found == {
         "file": str(path),
         "bytes": 6688,
+        "part": None,
         "gguf_version": 3,
         "alignment": 32,
         "architecture": "llama",
