@@ -335,6 +335,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=root / "tests" / "data" / "angelslim-tiny-g128")
     parser.add_argument("--only", default="", help="regex of the faults' names")
     parser.add_argument("--kills", type=int, default=10, help="moments of each signal (default %(default)s)")
+    names = [tool.name for tool in TOOLS]
+    parser.add_argument("--tools", nargs="+", choices=names, default=names)
     parser.add_argument("--jobs", type=int, default=2, help="conversions at a time (default %(default)s)")
     parser.add_argument("--json", type=Path, help="also what was said at last, to this file")
     args = parser.parse_args()
@@ -343,7 +345,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="sherry-faults-") as name, ThreadPoolExecutor(args.jobs) as pool:
         folder = Path(name)
         model = small_model(args.model, folder / "whole")
-        benches = [Bench(tool, model) for tool in TOOLS]
+        benches = [Bench(tool, model) for tool in TOOLS if tool.name in args.tools]
         numbers = count()
 
         def new_folder() -> Path:
@@ -352,7 +354,10 @@ def main() -> None:
             return path
 
         list(pool.map(Bench.measure, benches, [new_folder() for _ in benches]))
-        print("| fault | " + " | ".join(bench.tool.name for bench in benches) + " |\n|---|---|---|", flush=True)
+        print(
+            "| fault | " + " | ".join(bench.tool.name for bench in benches) + " |\n|---|" + "---|" * len(benches),
+            flush=True,
+        )
         started = [
             (fault, [[pool.submit(bench.words, fault, around(bench.seconds), new_folder()) for around in arounds]
                      for bench in benches])
