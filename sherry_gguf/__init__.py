@@ -8,13 +8,29 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from wrapt import when_imported
 
-from sherry_gguf.errors import SherryError
+def _leave(*_: object) -> None:
+    os.write(2, b"sherry-gguf: interrupted\n")
+    os._exit(130)  # a shell's status for it
+
+
+# `python -m sherry_gguf.convert` imports that package for seconds before any line of ours that could guard it. What
+# it starts at the end, run_command, gives Ctrl-C its usual meaning.
+if (
+    sys.argv[:1] == ["-m"]
+    and any(word.startswith("sherry_gguf") for word in sys.orig_argv[1:])
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
+    signal.signal(signal.SIGINT, _leave)
+
+import threading  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from contextlib import contextmanager  # noqa: E402
+
+from wrapt import when_imported  # noqa: E402
+
+from sherry_gguf.errors import SherryError  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = ["SherryError", "__version__"]
@@ -26,11 +42,6 @@ def _register(gguf: object) -> None:
     from sherry_gguf.formats.registration import register
 
     register(gguf)
-
-
-def _leave(*_: object) -> None:
-    os.write(2, b"sherry-gguf: interrupted\n")
-    os._exit(130)  # a shell's status for it
 
 
 @contextmanager
@@ -49,9 +60,3 @@ def leaving_at_interrupt() -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-# `python -m sherry_gguf.convert` imports that package for seconds before any line of ours that could guard it. What
-# it starts at the end, run_command, gives Ctrl-C its usual meaning.
-if sys.argv[:1] == ["-m"] and any(word.startswith("sherry_gguf") for word in sys.orig_argv[1:]):
-    signal.signal(signal.SIGINT, _leave)

@@ -236,3 +236,17 @@ def test_train_demo(repository, training_work):
     config = json.loads((training_work / "demo" / "config.json").read_text())
     assert (config["quant_method"], config["group_size"]) == ("sherry", SHERRY.block)
     assert (training_work / "demo" / "model.safetensors").stat().st_size < 12e6
+
+
+@pytest.mark.runtime
+@pytest.mark.usefixtures("runtime")
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks at memory in /proc")
+def test_fault_table(repository, tmp_path):
+    """A fault that ours refuses and upstream's does not see."""
+    file = tmp_path / "table.json"
+    output = run(repository, "fault_table.py", "--only", "two sets of weights", "--json", file)
+    assert output.splitlines()[-1] == "| two sets of weights | refused | right |"
+    (row,) = json.loads(file.read_text())
+    ((words, said),) = row["sherry-gguf"]
+    assert words == ["refused"]
+    assert "holds two sets of weights" in said

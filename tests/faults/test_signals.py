@@ -183,12 +183,12 @@ def test_the_command_stopped(number, moment, place, whole_duration, expected, we
     """At any moment but the start and the end of the interpreter itself, which says what it likes."""
     status, said = STOPS[number]
     command = start_command(place)
-    time.sleep(0.1 + moment * (whole_duration - 0.1))
+    time.sleep(moment * whole_duration)
     command.send_signal(number)
     _, stderr = command.communicate()
     assert parts(place) == []
-    assert "Traceback" not in stderr
-    assert command.returncode in (status, -number, 0)
-    assert command.returncode == 0 or stderr in said
+    if "sherry_gguf" in stderr or command.returncode == status:  # the interpreter had started
+        assert command.returncode == status
+        assert stderr in said
     assert place.outfile.read_bytes() == OLD or weights_of(place.outfile) == expected
     assert command.returncode != 0 or place.outfile.read_bytes() != OLD
