@@ -75,5 +75,13 @@ def test_avx512_in_c(kernels_program: list[str], compiler: list[str], tmp_path: 
     # without FMA the kernels for AVX2 are left out: they would take long to compile
     claimed = [f"-D__{name}__" for name in ("AVX", "AVX2", "AVX512F", "AVX512BW", "AVX512VBMI")]
     # SIMDe adds signed bytes where the instruction wraps
-    flags = [*claimed, f"-I{simde}", "-g0", "-Wno-psabi", "-Wno-attributes", "-fwrapv", "-fno-sanitize=signed-integer-overflow"]
+    flags = [
+        *claimed,
+        f"-I{simde}",
+        "-g0",
+        "-Wno-psabi",
+        "-Wno-attributes",
+        "-fwrapv",
+        "-fno-sanitize=signed-integer-overflow",
+    ]
     run(kernels_program, compiler, tmp_path, flags, ["avx512", "generic", "avx512vbmi"])
