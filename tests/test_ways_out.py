@@ -445,7 +445,7 @@ def test_dense_ternary_weights_through_upstreams_converter(inputs, capsys):
 def test_where_an_error_came_from(inputs, capsys):
     model = inputs.plain()
     for path in model.glob("tokenizer*"):
-        path.unlink()
+        path.write_text("{}")
     line = inputs.convert(model, "--allow-lossy")
     assert main(line) == 1
     words = words_of(line, Way.WHERE, capsys.readouterr().err)
