@@ -23,7 +23,12 @@ class RowOps(ctypes.Structure):
 class RowKernel(ctypes.Structure):
     """ggml_sherry_row_kernel."""
 
-    _fields_ = (("name", ctypes.c_char_p), ("sherry", RowOps), ("stq1_0", RowOps))
+    _fields_ = (("name", ctypes.c_char_p), ("sherry", RowOps), ("stq1_0", RowOps), ("g32", RowOps))
+
+
+_MUL = ctypes.CFUNCTYPE(
+    None, _INT, _SIZE, _POINTER, _INT, _INT, _POINTER, _POINTER, _POINTER, ctypes.c_bool, ctypes.c_bool
+)
 
 
 class TileKernel(ctypes.Structure):
@@ -35,14 +40,12 @@ class TileKernel(ctypes.Structure):
         ("max_tiles", _INT),
         ("pack", ctypes.CFUNCTYPE(None, _POINTER, _SIZE, _POINTER)),
         ("unpack", ctypes.CFUNCTYPE(None, _POINTER, _POINTER, _SIZE)),
-        ("pack_stq1_0", ctypes.CFUNCTYPE(None, _POINTER, _SIZE, _POINTER)),
+        ("pack_stq1_0", _POINTER),
+        ("pack_g32", _POINTER),
         ("tables", ctypes.CFUNCTYPE(None, _POINTER, _POINTER)),
-        (
-            "mul",
-            ctypes.CFUNCTYPE(
-                None, _INT, _SIZE, _POINTER, _INT, _INT, _POINTER, _POINTER, _POINTER, ctypes.c_bool, ctypes.c_bool
-            ),
-        ),
+        ("tables_g32", ctypes.CFUNCTYPE(None, _POINTER, _POINTER)),
+        ("mul", _MUL),
+        ("mul_g32", _MUL),
     )
 
 

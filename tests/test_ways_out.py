@@ -212,6 +212,21 @@ def layers_of_which_no_one_type_holds_all(i):
 
 
 @case
+def a_layer_that_neither_default_type_holds(i):
+    def bake(name, w):
+        return torch.from_numpy(
+            quantize(w.float().numpy(), Granularity("per_group", 16 if "down" in name else 32)).weights()
+        )
+
+    return Case(i.convert(i.change(bake)), Way.REST_AS)
+
+
+@case
+def scales_too_fine_for_a_type_asked_for(i):
+    return Case(i.convert(i.with_scales("per_group", 32), "--outtype", "sherry"), Way.ALL_FIT)
+
+
+@case
 def layers_of_two_grids(i):
     def bake(name, w):
         grid = "stride16" if "mlp" in name else "consecutive"

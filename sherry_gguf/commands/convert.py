@@ -21,7 +21,7 @@ from sherry_gguf.convert.summary import Conversion, print_conversion
 from sherry_gguf.convert.type_choice import (
     AUTO,
     DEFAULT_EMBEDDING_TYPE,
-    DEFAULT_OUTTYPE,
+    DEFAULT_TYPES,
     LIBRARY_TYPES,
     NUMPY_TYPES,
     TypeChoice,
@@ -70,9 +70,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     types.add_argument(
         "--outtype",
         metavar="TYPE",
-        default=DEFAULT_OUTTYPE,
         help=f"of the Sherry layers, exact or refused: {', '.join(outtypes()[:-1])}, or {AUTO}, which takes for each "
-        f"tensor the smallest that is exact (default %(default)s; "
+        f"tensor the smallest that is exact (default: {', else '.join(t.outtype for t in DEFAULT_TYPES)}; "
         f"{', '.join(t.outtype for t in tensor_types() if t.is_stock)} need no patched llama.cpp)",
     )
     types.add_argument(
@@ -159,7 +158,7 @@ def _convert(args: argparse.Namespace) -> Conversion:
             args.token_embedding_type and parse_type(args.token_embedding_type),
             args.output_tensor_type and parse_type(args.output_tensor_type),
             tuple(parse_override(text) for text in args.tensor_type),
-            parse_outtype(args.outtype),
+            args.outtype and parse_outtype(args.outtype),
         ),
         regrid=args.regrid,
         model_name=args.model_name,

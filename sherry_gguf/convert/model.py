@@ -7,6 +7,7 @@ is driven through the methods that its own architectures override; nothing of it
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from sherry_gguf.checkpoint.replaced import replaced
 from sherry_gguf.convert.bake import bake, relative_error
 from sherry_gguf.convert.complete import require_whole_blocks
 from sherry_gguf.convert.plan import Layer, Plan
-from sherry_gguf.convert.recorder import Recorder, main_type
+from sherry_gguf.convert.recorder import Recorder
 from sherry_gguf.convert.settings import QUANTIZATION, require_computed, with_architecture
 from sherry_gguf.convert.type_choice import OUTPUT, TOKEN_EMBEDDING, TypeChoice
 from sherry_gguf.errors import SherryError, naming
@@ -39,7 +40,8 @@ UPSTREAM_LOG = "hf-to-gguf"  # the name of upstream's logger
 class Job:
     """One conversion by upstream's converter: what goes in, and what was found on the way.
 
-    sherry_types  GGUF name -> type of the Sherry layers for which nobody chose a type; SHERRY where it is not told
+    sherry_types  GGUF name -> type of the Sherry layers for which nobody chose a type; where it is not told, the one
+                  asked for, or SHERRY
     as_trained    leave alpha unrounded and every tensor F32, to compare a written file with
     losses        layer -> relative error, where weights were changed
     unfit_scales  what is wrong with layers that have scales that fp16 cannot hold
@@ -186,14 +188,14 @@ def _sherry_class(base: Any, job: Job) -> Any:
                 rows = {name: info.shape[-1] for name, info in infos.items() if info.shape}
                 blocks = {qtype.name: block for qtype, (block, _) in gguf.GGML_QUANT_SIZES.items()}
                 self.recorder.require_stored(stored, rows, blocks)
-                self._name_types(self.recorder.exact_types(stored))
+                self._name_types(stored, {name: math.prod(info.shape) for name, info in infos.items()})
             if job.plan.moved:
                 self.gguf_writer.add_string(REGRID_KEY, EXACT)
 
-        def _name_types(self, types: list[str]) -> None:
-            if (main := main_type(types)) is not None:
+        def _name_types(self, stored: Mapping[str, str], weights: Mapping[str, int]) -> None:
+            if (main := self.recorder.main_type(stored, weights)) is not None:
                 self.ftype = gguf.LlamaFileType[f"MOSTLY_{main}"]
-            if (version := format_version(filter(None, map(named, types)))) is not None:
+            if (version := format_version(filter(None, map(named, stored.values())))) is not None:
                 self.gguf_writer.add_uint32(VERSION_KEY, version)
 
     return SherryModel

@@ -62,7 +62,7 @@ def convert(
     types = types or TypeChoice()
     if regrid is not None and types.asked is not REGRIDDED:
         raise SherryError(
-            f"regridding is for {REGRIDDED.name} alone, and {types.outtype} was asked for",
+            f"regridding is for {REGRIDDED.name} alone, and {types.outtype or 'no type'} was asked for",
             Way.REGRID_TYPE(REGRIDDED.outtype),
         )
     if metadata is not None and not metadata.is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sherry_gguf.convert.type_choice import OUTPUT, TOKEN_EMBEDDING, TypeChoice, has_choice
@@ -65,22 +65,19 @@ class Recorder:
                     way(name),
                 )
 
-    def exact_types(self, stored: Mapping[str, str]) -> list[str]:
-        """The types of the exact tensors, one for each tensor."""
-        return [stored[name] for name in self.exact]
+    def main_type(self, stored: Mapping[str, str], weights: Mapping[str, int]) -> str | None:
+        """The type that general.file_type names, of the exact tensors': the one of most weights. None without any.
 
+        This project's own types go first, then those that not every reader has. stored, weights: of all tensors.
+        """
+        counts: Counter[str] = Counter()
+        for name in self.exact:
+            counts[stored[name]] += weights[name]
 
-def main_type(types: Iterable[str]) -> str | None:
-    """The type that general.file_type names: the one of most tensors, as upstream does it.
+        def rank(type_name: str) -> tuple[bool, bool, int]:
+            tensor_type = named(type_name)
+            if tensor_type is None:
+                return False, False, counts[type_name]
+            return tensor_type.format_version is not None, not tensor_type.is_stock, counts[type_name]
 
-    Sherry's own types go first, then those that not every reader has. None without types.
-    """
-    counts = Counter(types)
-
-    def rank(name: str) -> tuple[bool, bool, int]:
-        tensor_type = named(name)
-        if tensor_type is None:
-            return False, False, counts[name]
-        return tensor_type.format_version is not None, not tensor_type.is_stock, counts[name]
-
-    return max(counts, key=rank, default=None)
+        return max(counts, key=rank, default=None)

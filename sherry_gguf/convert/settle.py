@@ -40,17 +40,17 @@ def settle(job: Job, outfile: Path, progress: bool = False) -> Settled:
     """
     if _is_sherry_throughout(job):
         return Settled()
-    asked = job.types.asked
+    asked = job.types.asked  # what is said of a tensor that no candidate holds is about this type
     types: dict[str, str] = {}
     misfits: list[Misfit] = []
     weights = faster = 0
     for matrix in _matrices(job, outfile, progress):
-        if asked is None:
-            types[matrix.name] = next((t.name for t in tensor_types() if matrix.held_by(t)), ANY)
-            continue
-        types[matrix.name] = asked.name
+        holder = next((t for t in job.types.candidates if matrix.held_by(t)), asked)
+        types[matrix.name] = ANY if holder is None else holder.name
         weights += matrix.weights
-        if bad := misfit(matrix, asked):
+        if asked is None:
+            continue
+        if holder is asked and (bad := misfit(matrix, asked)):
             misfits.append(bad)
         faster += not asked.is_fast and matrix.held_by(TQ2_0)
     if asked is not None and misfits:
@@ -77,7 +77,7 @@ def _matrices(job: Job, outfile: Path, progress: bool) -> Iterator[Matrix]:
 
 
 def _is_sherry_throughout(job: Job) -> bool:
-    """Whether SHERRY was asked for, and the plan tells already that all Sherry layers are.
+    """Whether SHERRY is wanted first, and the plan tells already that all Sherry layers are.
 
     It knows baked layers by a sample of rows; SHERRY's packing refuses any that are not.
     """

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sherry_gguf.checkpoint.declared import check_regex
 from sherry_gguf.errors import SherryError
 from sherry_gguf.formats.sherry import SHERRY
+from sherry_gguf.formats.sherry_g32 import SHERRY_G32
 from sherry_gguf.formats.table import named, tensor_types
 from sherry_gguf.formats.tensor_type import TensorType
 
@@ -17,9 +18,9 @@ NUMPY_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 LIBRARY_TYPES = ("q4_K", "q6_K")
 DEFAULT_EMBEDDING_TYPE = "q8_0"
 
-# For the Sherry layers: for every tensor the smallest type that holds it.
+# For the Sherry layers: for every tensor the smallest type that holds it, of all types or, by default, of these.
 AUTO = "auto"
-DEFAULT_OUTTYPE = SHERRY.outtype
+DEFAULT_TYPES = (SHERRY, SHERRY_G32)
 
 TOKEN_EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"
@@ -71,18 +72,26 @@ class TypeChoice:
     """What the user asked for, by GGUF tensor name; types as in NUMPY_TYPES and LIBRARY_TYPES, outtype in outtypes().
 
     The embedding's and the output's own option wins over ``overrides``, of which the first that matches counts, and
-    these win over ``outtype``, which is for the Sherry layers alone.
+    these win over ``outtype``, which is for the Sherry layers alone: without it each gets the first of DEFAULT_TYPES
+    that holds it.
     """
 
     token_embedding: str | None = None
     output: str | None = None
     overrides: Sequence[tuple[str, str]] = ()
-    outtype: str = DEFAULT_OUTTYPE
+    outtype: str | None = None
 
     @property
     def asked(self) -> TensorType | None:
-        """The type that ``outtype`` names; None for AUTO."""
-        return named(self.outtype)
+        """The type that ``outtype`` names, the first of DEFAULT_TYPES without one; None for AUTO."""
+        return DEFAULT_TYPES[0] if self.outtype is None else named(self.outtype)
+
+    @property
+    def candidates(self) -> Sequence[TensorType]:
+        """The types of which a Sherry layer gets the first that holds it."""
+        if self.outtype is None:
+            return DEFAULT_TYPES
+        return tensor_types() if self.asked is None else (self.asked,)
 
     def for_tensor(self, name: str, *, is_sherry: bool) -> str | TensorType | None:
         """The type of a weight of two or more dimensions; None: as it is stored in the checkpoint.

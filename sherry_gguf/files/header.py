@@ -236,7 +236,7 @@ def _require_known_format(entries: dict[str, Entry]) -> None:
         raise SherryError(f"{VERSION_KEY} is no uint32; the file is damaged")
     if entry.value > VERSION:
         raise SherryError(
-            f"{VERSION_KEY} is {entry.value}, this sherry-gguf reads version {VERSION}; install a newer one"
+            f"{VERSION_KEY} is {entry.value}, this sherry-gguf reads versions up to {VERSION}; install a newer one"
         )
 
 

@@ -45,15 +45,16 @@ def new_entries(header: Header, file_type: int | None, version: int | None) -> l
     """The metadata's own bytes, with another general.file_type if one is given.
 
     version: of sherry.format_version, None where nothing in the file needs it. The key goes with the last tensor that
-    does, and comes with the first.
+    does, comes with the first, and has the number that the file's types need.
     """
     entries = []
     for entry in header.entries.values():
         raw = header.data[entry.start : entry.stop].tobytes()
         if entry.key == VERSION_KEY and version is None:
             continue
-        if entry.key == FILE_TYPE_KEY and file_type is not None and entry.type_id == UINT32:
-            raw = raw[: entry.value_start - entry.start] + file_type.to_bytes(4, "little")
+        value = {FILE_TYPE_KEY: file_type, VERSION_KEY: version}.get(entry.key)
+        if value is not None and entry.type_id == UINT32:
+            raw = raw[: entry.value_start - entry.start] + value.to_bytes(4, "little")
         entries.append(raw)
     if version is not None and VERSION_KEY not in header.entries:
         key = VERSION_KEY.encode()

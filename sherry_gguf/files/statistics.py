@@ -133,7 +133,7 @@ class _Sharing:
     def __init__(self, block: int, row: int) -> None:
         self.block = block
         n = row // block
-        self.sizes = [1 << i for i in range(1, n.bit_length()) if n % (1 << i) == 0 and 1 << i < n]  # in blocks
+        self.sizes = [size for size in range(2, n) if n % size == 0]  # in blocks
         self.of_row = True
         self.of_tensor = True
         self.magnitude = np.float32(0)

@@ -5,6 +5,7 @@ All is read off the weights themselves, so that a checkpoint without a word of e
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
@@ -72,20 +73,21 @@ def detect(weights: F32) -> Look:
     granularity = _shared_magnitudes(weights)
     if granularity is None:
         return Look(_family_of_levels(weights) or Family.SPARSE, share)
-    grids = tuple(grid for grid in GRIDS if k % PERIOD[grid] == 0 and _one_zero_each(zero, grid))
+    grids = tuple(grid for grid in GRIDS if k % PERIOD[grid] == 0 and _one_zero_each(zero, grid, granularity))
     return Look(Family.SHERRY if grids else Family.TERNARY, share, granularity, grids)
 
 
-def _one_zero_each(zero: Bool, grid: Grid) -> bool:
-    """zero bool[rows, k] -> do almost all groups have one zero, but for those in an all-zero block?"""
+def _one_zero_each(zero: Bool, grid: Grid, granularity: Granularity) -> bool:
+    """zero bool[rows, k] -> do almost all groups have one zero, but for those in an all-zero piece?"""
+    shared = granularity.group_size if granularity.sharing == "per_group" else PIECE
+    piece = max(math.gcd(zero.shape[1], shared, PIECE), PERIOD[grid])
     count = to_fours(zero, grid).reshape(-1, GROUP).sum(axis=1)
-    return bool(((count == 1) | _empty_blocks(zero)).mean() >= MOST_GROUPS)
+    return bool(((count == 1) | _empty_pieces(zero, piece)).mean() >= MOST_GROUPS)
 
 
-def _empty_blocks(zero: Bool) -> Bool:
-    """zero bool[rows, k] -> bool[rows*k/4]: the group lies in a block (or in a row that is shorter) of zeros."""
-    block = int(np.gcd(zero.shape[1], PIECE))
-    return zero.reshape(-1, block).all(axis=1).repeat(block // GROUP)
+def _empty_pieces(zero: Bool, piece: int) -> Bool:
+    """zero bool[rows, k] -> bool[rows*k/4]: the group lies in a piece of zeros."""
+    return zero.reshape(-1, piece).all(axis=1).repeat(piece // GROUP)
 
 
 def _shared_magnitudes(weights: F32) -> Granularity | None:

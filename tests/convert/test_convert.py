@@ -201,14 +201,14 @@ def test_a_type_that_rows_do_not_fit_is_refused(random_checkpoint, sherry_config
     assert {t.type_name for t in report.tensors if t.tensor_class == "attention"} == {"BF16"}
 
 
-def test_a_scale_per_32_does_not_fit(random_checkpoint, sherry_config, tmp_path):
-    directory = random_checkpoint("Llama", sherry={**sherry_config, "group_size": 32})
-    with refused(r"[\d,]+ of 131,072 weights do not fit SHERRY .* --outtype q4_0 holds"):
+def test_a_scale_per_16_does_not_fit(random_checkpoint, sherry_config, tmp_path):
+    directory = random_checkpoint("Llama", sherry={**sherry_config, "group_size": 16})
+    with refused(r"[\d,]+ of 131,072 weights do not fit SHERRY .* --tensor-type '.*=f16' stores the others"):
         convert(directory, tmp_path / "x.gguf")
     report = convert(directory, tmp_path / "x.gguf", types=TypeChoice(overrides=[("blk", "f16")]))
     w = load_file(directory / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
     found = tensors_of(report.outfile)["blk.0.ffn_up.weight"]
-    assert np.array_equal(found.data.astype(np.float32), stored_forward(w, 32))
+    assert np.array_equal(found.data.astype(np.float32), stored_forward(w, 16))
 
 
 def test_allow_lossy_says_what_it_costs(random_checkpoint, tmp_path):

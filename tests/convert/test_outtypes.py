@@ -103,14 +103,14 @@ def test_q2_0_is_said_to_be_slow_also_where_nothing_else_fits(tiny_checkpoint, t
 
 def test_scales_of_32(random_checkpoint, sherry_config, tmp_path):
     directory = random_checkpoint("Llama", sherry={**sherry_config, "group_size": 32})
-    for outtype in ("sherry", "tq1_0", "tq2_0", "q2_0"):
-        with pytest.raises(SherryError, match=rf"do not fit {outtype.upper()} .* q4_0 holds all of them$"):
+    for outtype, holder in (("sherry", "sherry_g32"), ("tq1_0", "q4_0"), ("tq2_0", "q4_0"), ("q2_0", "q4_0")):
+        with pytest.raises(SherryError, match=rf"do not fit {outtype.upper()} .* {holder} holds all of them$"):
             convert(directory, tmp_path / "x.gguf", types=TypeChoice(outtype=outtype))
     w = load_file(directory / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
-    for outtype in ("q4_0", "auto"):
+    for outtype, name, numbers in (("q4_0", "Q4_0", (2, None)), ("auto", "SHERRY_G32", (520, 2))):
         report = convert(directory, tmp_path / f"{outtype}.gguf", types=TypeChoice(outtype=outtype))
-        assert set(types_of(report).values()) == {"Q4_0"}
-        assert keys(report.outfile) == (2, None)
+        assert set(types_of(report).values()) == {name}
+        assert keys(report.outfile) == numbers
         assert np.array_equal(values_of(report.outfile)["blk.0.ffn_up.weight"], stored_forward(w, 32))
 
 
@@ -173,19 +173,16 @@ def test_auto_takes_the_smallest_for_each_tensor(mixed, tmp_path):
     report = convert(mixed, tmp_path / "x.gguf", types=TypeChoice(outtype="auto"))
     assert types_of(report) == {
         "attn_q.weight": "SHERRY",
-        "attn_k.weight": "Q2_0",
-        "attn_v.weight": "Q4_0",
+        "attn_k.weight": "SHERRY_G32",
+        "attn_v.weight": "SHERRY_G32",
         "attn_output.weight": "SHERRY",
         "ffn_gate.weight": "TQ1_0",
         "ffn_up.weight": "SHERRY",
         "ffn_down.weight": "F16",
     }
-    assert keys(report.outfile) == (512, 1)
-    assert str(report.verdict).startswith("verified: 36 Q2_0 and Q4_0 and SHERRY and TQ1_0 tensors")
-    assert [note.split(",")[0] for note in report.notes] == [
-        "6 tensors are Q2_0",
-        "6 tensors fit no ternary type",
-    ]
+    assert keys(report.outfile) == (512, 2)
+    assert str(report.verdict).startswith("verified: 36 SHERRY and SHERRY_G32 and TQ1_0 tensors")
+    assert report.notes == ["6 tensors fit no ternary type, and are stored as F16"]
     found = values_of(report.outfile)
     state = load_file(mixed / "model.safetensors")
     names = {"v": "self_attn.v_proj", "output": "self_attn.o_proj"}
@@ -279,4 +276,5 @@ def test_the_help_names_the_types(capsys):
     with pytest.raises(SystemExit):
         run_command("convert", ["--help"])
     said = re.sub(r"\s+", " ", capsys.readouterr().out)
-    assert "stq1_0, sherry, tq1_0, tq2_0, q2_0, q4_0, or auto" in said
+    assert "stq1_0, sherry, tq1_0, sherry_g32, tq2_0, q2_0, q4_0, or auto" in said
+    assert "(default: sherry, else sherry_g32; tq1_0, " in said

@@ -7,6 +7,8 @@ import pytest
 from sherry_gguf.convert.type_choice import TypeChoice, has_choice, outtypes, parse_outtype, parse_override, parse_type
 from sherry_gguf.errors import SherryError
 from sherry_gguf.formats.sherry import SHERRY
+from sherry_gguf.formats.sherry_g32 import SHERRY_G32
+from sherry_gguf.formats.table import tensor_types
 
 
 def test_names_are_those_of_llama_quantize():
@@ -21,9 +23,11 @@ def test_unknown_types(text):
 
 
 def test_types_of_sherry_layers():
-    assert outtypes() == ("stq1_0", "sherry", "tq1_0", "tq2_0", "q2_0", "q4_0", "auto")
+    assert outtypes() == ("stq1_0", "sherry", "tq1_0", "sherry_g32", "tq2_0", "q2_0", "q4_0", "auto")
     assert [parse_outtype(t) for t in ("Q2_0", "AUTO")] == ["q2_0", "auto"]
-    assert TypeChoice().outtype == "sherry"
+    assert (TypeChoice().asked, TypeChoice().candidates) == (SHERRY, (SHERRY, SHERRY_G32))
+    assert (TypeChoice(outtype="sherry").asked, TypeChoice(outtype="sherry").candidates) == (SHERRY, (SHERRY,))
+    assert (TypeChoice(outtype="auto").asked, TypeChoice(outtype="auto").candidates) == (None, tensor_types())
     with pytest.raises(SherryError, match="'q4_K' is no type for Sherry layers; known are stq1_0, sherry, tq1_0"):
         parse_outtype("q4_K")
 

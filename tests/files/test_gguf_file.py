@@ -19,12 +19,12 @@ def write(gguf, path, version):
     return path
 
 
-@pytest.mark.parametrize("version", [None, 1])
+@pytest.mark.parametrize("version", [None, 1, 2])
 def test_known_versions(pinned_gguf, tmp_path, version):
     assert open_gguf(write(pinned_gguf, tmp_path / "x.gguf", version)).tensors == []
 
 
-@pytest.mark.parametrize("version", [2, 4_000_000_000])
+@pytest.mark.parametrize("version", [3, 4_000_000_000])
 def test_larger_versions_are_refused(pinned_gguf, tmp_path, version):
     with pytest.raises(SherryError, match=f"sherry.format_version is {version}"):
         open_gguf(write(pinned_gguf, tmp_path / "x.gguf", version))

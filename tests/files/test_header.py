@@ -162,7 +162,7 @@ REFUSED = {
     "beyond the end": "b begins",
     "overlap": "a has 32 bytes, and needs 64 as F32; the next tensor begins too early",
     "too short": "a has 32 bytes, and needs 64 as F32; is it truncated",
-    "newer format": "sherry.format_version is 2, this sherry-gguf reads version 1",
+    "newer format": "sherry.format_version is 3, this sherry-gguf reads versions up to 2",
     "odd format": "sherry.format_version is no uint32",
     "control characters": r"\\x1b\[31m\\na: has 7 dimensions",
 }
@@ -203,7 +203,7 @@ def refused(parts, case):
         "beyond the end": of(a(0), b(320)),
         "overlap": of(a(0, (16,)), b(32)),
         "too short": of(a(0, (16,)), data=b"\0" * 32),
-        "newer format": parts.gguf_bytes(one, [parts.entry("sherry.format_version", 4, 2)]),
+        "newer format": parts.gguf_bytes(one, [parts.entry("sherry.format_version", 4, 3)]),
         "odd format": parts.gguf_bytes(one, [parts.entry("sherry.format_version", 8, "1")]),
         "control characters": of(parts.info("\x1b[31m\na", (1,) * 7, 0, 0)),
     }[case]

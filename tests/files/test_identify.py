@@ -79,7 +79,7 @@ def test_contradicting_tensors(build, parts):
     assert second.startswith("is Q2_0, and others of that id are not (id 42, 576 bytes with padding: ")
     assert third == (
         "its bytes are not of its id's type (id 42, 4,096 bytes with padding: "
-        "Q2_0 needs 576, STQ1_0 needs 352, SHERRY needs 352)"
+        "Q2_0 needs 576, STQ1_0 needs 352, SHERRY needs 352, SHERRY_G32 needs 448)"
     )
     with pytest.raises(SherryError, match="a: is STQ1_0"):
         open_gguf(path).require_types()
@@ -99,6 +99,30 @@ def test_sherry_under_private_ids(build, parts, type_id):
         ("b", (256,), type_id, parts.sherry_blocks(1, 256)),
     ]
     assert names(build(tensors)) == ["SHERRY", "SHERRY"]
+
+
+@pytest.mark.parametrize("type_id", [43, 100, 512, 520, 777])
+def test_sherry_g32_under_private_ids(build, parts, type_id):
+    tensors = [
+        ("a", (96, 8), type_id, parts.sherry_g32_blocks(8, 96)),
+        ("b", (256, 4), type_id, parts.sherry_g32_blocks(4, 256)),
+    ]
+    assert names(build(tensors)) == ["SHERRY_G32", "SHERRY_G32"]
+
+
+def test_both_types_of_neighbours_in_one_file(build, parts):
+    tensors = [
+        ("a", (512, 8), 512, parts.sherry_blocks(8, 512)),
+        ("b", (512, 8), 520, parts.sherry_g32_blocks(8, 512)),
+    ]
+    assert names(build(tensors)) == ["SHERRY", "SHERRY_G32"]
+
+
+@pytest.mark.parametrize(("type_id", "found"), [(512, "SHERRY"), (520, "SHERRY_G32"), (100, None)])
+def test_tensors_that_are_as_large_in_both_types(build, parts, type_id, found):
+    """22 and 28 bytes are both padded to 32: what the id says counts, and nobody's id says nothing."""
+    blocks = parts.sherry_g32_blocks if type_id == 520 else parts.sherry_blocks
+    assert names(build([("a", (128,), type_id, blocks(1, 128)), ("b", (4,), 0, parts.f32(1, 4))])) == [found, "F32"]
 
 
 def test_stq1_0_as_512(build, parts):

@@ -37,14 +37,13 @@ def on_grid(groups, span, seed=0, rows=ROWS):
 
 def content_of(parts, name, weights, file_type=None, type_id=None, alignment=32):
     """A model of three matrices in a type, one of experts, between other tensors."""
-    is_sherry = name == "SHERRY"
     file_type = FILE_TYPES[name] if file_type is None else file_type
-    version = [parts.entry("sherry.format_version", 4, 1)] if is_sherry else []
+    version = {"SHERRY": 1, "SHERRY_G32": 2}.get(name)
     entries = [
         parts.entry("general.architecture", 8, "llama"),
         parts.entry("general.file_type", 4, file_type),
         parts.array("tokenizer.ggml.tokens", 8, ["", "ü", "\n"]),
-        *version,
+        *([] if version is None else [parts.entry("sherry.format_version", 4, version)]),
     ]
     type_id = IDS[name] if type_id is None else type_id
     q4_0 = np.random.default_rng(9).integers(0, 256, 4 * 18 * 2, dtype=np.uint8)  # of the embedding: not ternary
@@ -67,8 +66,9 @@ def file(tmp_path):
 
 # The types that hold a matrix of this grid and span.
 HOLD = {
-    ("consecutive", 256): ("SHERRY", "TQ1_0", "TQ2_0", "Q2_0", "Q4_0"),
-    ("consecutive", 128): ("SHERRY", "Q2_0", "Q4_0"),
+    ("consecutive", 256): ("SHERRY", "SHERRY_G32", "TQ1_0", "TQ2_0", "Q2_0", "Q4_0"),
+    ("consecutive", 128): ("SHERRY", "SHERRY_G32", "Q2_0", "Q4_0"),
+    ("consecutive", 32): ("SHERRY_G32", "Q4_0"),
     ("stride16", 256): ("STQ1_0", "TQ1_0", "TQ2_0", "Q2_0", "Q4_0"),
 }
 
@@ -94,7 +94,7 @@ def test_around_and_back(file, parts, tmp_path):
     """Through all types that hold it, and to the bytes it began with."""
     content = content_of(parts, "SHERRY", on_grid("consecutive", 256))
     file.write_bytes(content)
-    steps = ["sherry", "q4_0", "tq1_0", "q2_0", "tq2_0", "sherry"]
+    steps = ["sherry", "q4_0", "tq1_0", "sherry_g32", "q2_0", "sherry_g32", "tq2_0", "sherry"]
     for i, (_, outtype) in enumerate(pairwise(steps)):
         new = tmp_path / f"{i}.gguf"
         requantize(file, named(outtype), new)
@@ -135,12 +135,13 @@ def test_upstreams_own_q4_0(file, parts):
 def changed_weights(kind):
     return {
         "scales": ("consecutive", 128, "SHERRY", "tq2_0"),
+        "finer scales": ("consecutive", 32, "Q4_0", "sherry"),
         "grid": ("stride16", 256, "TQ2_0", "sherry"),
         "other grid": ("consecutive", 256, "TQ2_0", "stq1_0"),
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["scales", "grid", "other grid"])
+@pytest.mark.parametrize("kind", ["scales", "finer scales", "grid", "other grid"])
 def test_refused(file, parts, kind):
     """With the tensor, how many weights, and the types that hold it."""
     groups, span, old, new = changed_weights(kind)
@@ -180,9 +181,34 @@ def count_by_hand(weights, kind):
 
 def test_rows_that_do_not_fit(file, parts):
     file.write_bytes(parts.gguf_bytes([("a", (384, 8), 512, parts.sherry_blocks(8, 384))]))
-    said = r"a: rows of 384 weights do not fit TQ1_0.*; all fit --outtype sherry or q2_0 or q4_0"
+    said = r"a: rows of 384 weights do not fit TQ1_0.*; all fit --outtype sherry or sherry_g32 or q2_0 or q4_0"
     with refused(said, WAYS):
         requantize(file, named("tq1_0"))
+
+
+@pytest.mark.parametrize("k", [32, 96, 160, 576])
+def test_rows_of_32s(file, parts, k):
+    data = parts.sherry_g32_blocks(8, k)
+    entries = [parts.entry("general.file_type", 4, 520), parts.entry("sherry.format_version", 4, 2)]
+    file.write_bytes(parts.gguf_bytes([("a", (k, 8), 520, data)], entries))
+    there = requantize(file, named("q4_0")).outfile
+    header = read_header(there)
+    assert (header.value("general.file_type"), header.value("sherry.format_version")) == (2, None)
+    back = requantize(there, named("sherry_g32"), file.with_name("back.gguf")).outfile
+    assert back.read_bytes() == file.read_bytes()
+    assert requantize(file, named("sherry_g32")).outfile is None
+
+
+def test_sherrys_two_types_in_one_file(file, parts):
+    """The version is that of the types that are left, and the number of the file that of the new type."""
+    weights = on_grid("consecutive", 128)
+    tensors = [(name, (K, ROWS), IDS[name], pack(name, weights)) for name in ("SHERRY", "SHERRY_G32")]
+    entries = [parts.entry("sherry.format_version", 4, 2), parts.entry("general.file_type", 4, 520)]
+    file.write_bytes(parts.gguf_bytes(tensors, entries))
+    for name, version, file_type in (("SHERRY", 1, 512), ("SHERRY_G32", 2, 520), ("Q4_0", None, 2)):
+        header = read_header(requantize(file, named(name)).outfile)
+        assert {tensor.type_id for tensor in header.tensors} == {IDS[name]}
+        assert (header.value("sherry.format_version"), header.value("general.file_type")) == (version, file_type)
 
 
 def test_no_type_holds_all(file, parts):

@@ -65,6 +65,16 @@ def test_native(file, parts, old):
     assert file.read_bytes() == native(parts, 512, 512 if old != 43 else 43)
 
 
+def test_native_of_32(file, parts):
+    def content(type_id):
+        entries = [parts.entry("general.file_type", 4, type_id)]
+        return parts.gguf_bytes([("a.weight", (96, 8), type_id, parts.sherry_g32_blocks(8, 96))], entries)
+
+    file.write_bytes(content(777))
+    retag(file, "520-native", in_place=True)
+    assert file.read_bytes() == content(520)
+
+
 @pytest.mark.parametrize(
     ("old", "to", "was", "becomes"),
     [(42, "43", 41, 42), (43, "42", 42, 41), (42, "43", 513, 513), (42, "43", 1, 1), (253, "43", 253, 42),

@@ -1,4 +1,4 @@
-"""SHERRY, STQ1_0 and Q2_0 in gguf-py: both the package from PyPI and the pinned one, each in a process of its own."""
+"""The types that gguf-py lacks: both the package from PyPI and the pinned one, in processes of their own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROUND_TRIP = """
 import sys
 import numpy as np
 {imports}
-from sherry_gguf.formats import sherry, stq1_0
+from sherry_gguf.formats import sherry, sherry_g32, stq1_0
 
 SHERRY = gguf.GGMLQuantizationType(512)
 assert SHERRY is gguf.GGMLQuantizationType.SHERRY is gguf.GGMLQuantizationType["SHERRY"]
@@ -26,6 +26,13 @@ packed = sherry.BLOCKS.pack(codes, np.full((6, 2), 0.5, dtype=np.float32))
 weights = gguf.quants.dequantize(packed, SHERRY)
 assert np.array_equal(gguf.quants.quantize(weights, SHERRY), packed)
 assert np.array_equal(gguf.quants.quantize(weights.reshape(2, 3, 256), SHERRY), packed.reshape(2, 3, 44))
+
+G32 = gguf.GGMLQuantizationType(520)
+assert G32 is gguf.GGMLQuantizationType.SHERRY_G32 and gguf.LlamaFileType(520).name == "MOSTLY_SHERRY_G32"
+assert gguf.GGML_QUANT_SIZES[G32] == (32, 7)
+g32 = sherry_g32.BLOCKS.pack(codes[:, :24], np.full((6, 3), 0.5, dtype=np.float32))
+assert np.array_equal(gguf.quants.dequantize(g32, G32), weights[:, :96])
+assert np.array_equal(gguf.quants.quantize(weights[:, :96].reshape(2, 3, 96), G32), g32.reshape(2, 3, 21))
 
 STQ1_0 = gguf.GGMLQuantizationType(43)
 assert STQ1_0 is gguf.GGMLQuantizationType.STQ1_0 and gguf.LlamaFileType(513).name == "MOSTLY_STQ1_0"
@@ -43,14 +50,16 @@ writer = gguf.GGUFWriter(sys.argv[1], "llama")
 writer.add_tensor("first", packed, raw_dtype=SHERRY)
 writer.add_tensor("second", np.ones(3, dtype=np.float32))
 writer.add_tensor("third", stq, raw_dtype=STQ1_0)
+writer.add_tensor("fourth", g32, raw_dtype=G32)
 writer.write_header_to_file()
 writer.write_kv_data_to_file()
 writer.write_tensors_to_file()
 writer.close()
-first, second, third = gguf.GGUFReader(sys.argv[1]).tensors
+first, second, third, fourth = gguf.GGUFReader(sys.argv[1]).tensors
 assert first.tensor_type is SHERRY and first.shape.tolist() == [256, 6] and first.n_bytes == packed.nbytes
 assert np.array_equal(first.data, packed) and np.array_equal(second.data, [1, 1, 1])
 assert third.tensor_type is STQ1_0 and third.shape.tolist() == [256, 6] and np.array_equal(third.data, stq)
+assert fourth.tensor_type is G32 and fourth.shape.tolist() == [96, 6] and np.array_equal(fourth.data, g32)
 print(gguf.__file__)
 """
 
@@ -89,7 +98,7 @@ def test_an_id_that_gguf_py_has_for_another_type_stays_that_types():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["SHERRY", "STQ1_0"])
+@pytest.mark.parametrize("name", ["SHERRY", "SHERRY_G32", "STQ1_0"])
 def test_quantize_refuses_what_is_not_baked(pinned_gguf, name):
     weights = np.random.default_rng(0).standard_normal((16, 256)).astype(np.float32)
     with pytest.raises(SherryError, match=f"weights do not fit {name}"):

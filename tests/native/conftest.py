@@ -41,6 +41,9 @@ _plane, _place = np.divmod(np.arange(BLOCK), BLOCK // GROUP)
 _group = _place % 16 * 2 + _place // 16  # of half a block of STQ1_0: the even ones, then the odd ones
 
 SHERRY = Kind("sherry", "sherry", sherry.SHERRY.type_id, BLOCK, sherry.SHERRY.block_bytes, 4 * _place + _plane)
+_plane_g32, _place_g32 = np.divmod(np.arange(32), 8)
+
+SHERRY_G32 = Kind("sherry_g32", "sherry_g32", 520, 32, 7, 4 * _place_g32 + _plane_g32)
 STQ1_0 = Kind("stq1_0", "stq1", 43, 256, 42, _group // 16 * 64 + _group % 16 + 16 * _plane)
 
 # block_q8_sherry of ggml-sherry.h
@@ -278,6 +281,11 @@ def stq1_0() -> Kind:
     return STQ1_0
 
 
+@pytest.fixture
+def g32() -> Kind:
+    return SHERRY_G32
+
+
 @pytest.fixture(params=ISAS)
 def tile_kernel(request: pytest.FixtureRequest, ggml: Ggml) -> TileKernel:
     kernels = tile_kernels(ggml.cpu)
@@ -292,6 +300,7 @@ def kernels_program(runtime: llama_cpp.Build) -> list[str]:
     sources = [
         Path(__file__).with_name("kernels.c"),
         ggml / "src/ggml-sherry.c",
+        ggml / "src/ggml-sherry-g32.c",
         ggml / "src/ggml-stq1.c",
         *sorted((ggml / "src/ggml-cpu/sherry").glob("*.c")),
     ]

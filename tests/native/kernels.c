@@ -33,6 +33,7 @@ static const char * const names[] = { "generic", "avx2", "avx512", "avx512vbmi",
 
 size_t ggml_row_size(enum ggml_type type, int64_t n) {
     return type == GGML_TYPE_SHERRY ? n/QK_SHERRY*sizeof(block_sherry) :
+           type == GGML_TYPE_SHERRY_G32 ? n/QK_SHERRY_G32*sizeof(block_sherry_g32) :
            type == GGML_TYPE_STQ1_0 ? n/QK_STQ1_0*sizeof(block_stq1_0) : 0;
 }
 
@@ -296,7 +297,7 @@ static void check_pack_stq1_0(const struct ggml_sherry_tile_kernel * kernel, con
         ggml_stq1_from_sherry(both, halves + 2*r + 1);
     }
     char * tiles = malloc(2*SHERRY_TILE_BYTES);
-    kernel->pack_stq1_0(halves + 1, 2, tiles);
+    ggml_sherry_pack_stq1_0(kernel, halves + 1, 2, tiles);
     CHECK(memcmp(tiles, tile, SHERRY_TILE_BYTES) == 0, "%s: the first half", kernel->name);
     CHECK(memcmp(tiles + SHERRY_TILE_BYTES, tile, SHERRY_TILE_BYTES) == 0, "%s: the second half", kernel->name);
     free(room);
@@ -372,6 +373,169 @@ static void check_tiles(const struct ggml_sherry_tile_kernel * kernel, enum kind
 }
 
 //
+// SHERRY_G32: the codes of SHERRY blocks, and a scale for 32 weights
+//
+
+static float scale_of(const uint8_t d[2]) {
+    uint16_t bits;
+    memcpy(&bits, d, sizeof(bits));
+    return GGML_FP16_TO_FP32(bits);
+}
+
+static void fill_row_g32(enum kind kind, int r, int n_blocks, block_sherry_g32 * x) {
+    const int n = (n_blocks + 3)/4;
+    block_sherry * sherry = malloc(n*sizeof(*sherry));
+    fill_row(kind, r, n, sherry);
+    for (int i = 0; i < n_blocks; ++i) {
+        block_sherry_g32 four[4];
+        ggml_sherry_g32_split(sherry + i/4, 4, four);
+        x[i] = four[i%4];
+        const uint16_t d = GGML_FP32_TO_FP16(kind == SCALED ? 0.1f + (float) (random_bits()%1000) : 1);
+        memcpy(x[i].d, &d, sizeof(d));
+    }
+    free(sherry);
+}
+
+// the blocks, with scales of their own, and what look-up tables are made of, filled up with zeros
+static void fill_activations_g32(enum kind kind, int t, int n_blocks, block_q8_sherry_g32 * y, block_q8_sherry * joined) {
+    const int n = (n_blocks + 3)/4;
+    fill_activations(kind, t, n, joined);
+    for (int i = 0; i < 4*n; ++i) {
+        for (int p = 0; p < 4; ++p) {
+            int8_t * part = joined[i/4].qs + p*SHERRY_GROUPS + i%4*SHERRY_G32_GROUPS;
+            if (i < n_blocks) {
+                memcpy(y[i].qs + p*SHERRY_G32_GROUPS, part, SHERRY_G32_GROUPS);
+                y[i].d = kind == SCALED ? 0.01f + fabsf(random_float()) : 1;
+            } else {
+                memset(part, 0, SHERRY_G32_GROUPS);
+            }
+        }
+    }
+}
+
+static float expected_g32(float start, int n_blocks, const block_sherry_g32 * x, const block_q8_sherry_g32 * y) {
+    float sum = start;
+    for (int b = 0; b < n_blocks; ++b) {
+        int8_t w[QK_SHERRY_G32];
+        int32_t isum = 0;
+        ggml_sherry_g32_decode(x + b, w);
+        for (int j = 0; j < QK_SHERRY_G32; ++j) {
+            isum += w[j]*y[b].qs[j%4*SHERRY_G32_GROUPS + j/4];
+        }
+        sum = fmaf((float) isum, scale_of(x[b].d)*y[b].d, sum);
+    }
+    return sum;
+}
+
+static void check_row_g32(enum kind kind, int n_blocks) {
+    char * room;
+    block_sherry_g32    * x = at_odd_address(n_blocks*sizeof(*x), &room);
+    block_q8_sherry_g32 * y = malloc(n_blocks*sizeof(*y));
+    block_q8_sherry     * joined = malloc((n_blocks + 3)/4*sizeof(*joined));
+    float * values = malloc(n_blocks*QK_SHERRY_G32*sizeof(*values));
+    fill_row_g32(kind, 3, n_blocks, x);
+    fill_activations_g32(kind, 1, n_blocks, y, joined);
+    for (size_t k = 0; k < COUNT(names); ++k) {
+        const struct ggml_sherry_row_kernel * kernel = ggml_sherry_row_kernel_named(names[k]);
+        if (kernel == NULL) {
+            continue;
+        }
+        float s;
+        kernel->g32.vec_dot(n_blocks*QK_SHERRY_G32, &s, 0, x, 0, y, 0, 1);
+        CHECK(s == expected_g32(0, n_blocks, x, y), "%s: %d blocks of SHERRY_G32", kernel->name, n_blocks);
+    }
+    static const float special[] = { 0, 1e-40f, 0x1p-119f, 127, -3.4e38f, INFINITY, NAN };
+    for (size_t i = 0; i < COUNT(special); ++i) {
+        for (int j = 0; j < n_blocks*QK_SHERRY_G32; ++j) {
+            values[j] = i%2 ? random_float()*5 : (float) (j%QK_SHERRY_G32) - 15.5f;
+        }
+        values[random_bits()%(uint32_t) (n_blocks*QK_SHERRY_G32)] = special[i];
+        block_q8_sherry_g32 * reference = malloc(n_blocks*sizeof(*reference));
+        quantize_row_q8_sherry_g32_ref(values, reference, n_blocks*QK_SHERRY_G32);
+        for (size_t k = 0; k < COUNT(names); ++k) {
+            const struct ggml_sherry_row_kernel * kernel = ggml_sherry_row_kernel_named(names[k]);
+            if (kernel != NULL) {
+                memset(y, 0xCC, n_blocks*sizeof(*y));
+                kernel->g32.quantize(values, y, n_blocks*QK_SHERRY_G32);
+                CHECK(memcmp(reference, y, n_blocks*sizeof(*y)) == 0, "%s: activations with %g", kernel->name, (double) special[i]);
+            }
+        }
+        free(reference);
+    }
+    quantize_sherry_g32(values, x, 1, n_blocks*QK_SHERRY_G32, NULL);
+    ggml_validate_sherry_g32(x, n_blocks);
+    dequantize_row_sherry_g32(x, values, n_blocks*QK_SHERRY_G32);
+    free(room);
+    free(y);
+    free(joined);
+    free(values);
+}
+
+static void check_tiles_g32(const struct ggml_sherry_tile_kernel * kernel, enum kind kind, int n_tiles, int n_tokens,
+                            int n_blocks, bool first) {
+    const int    n      = (n_blocks + 3)/4; // of tiles
+    const size_t stride = (n + 1)*SHERRY_G32_TILE_BYTES;
+    const int    n_rows = n_tiles*ROWS;
+    char * rows_room;
+    char * tiles_room;
+    block_sherry_g32 * rows = at_odd_address(n_rows*n_blocks*sizeof(*rows), &rows_room);
+    char * tiles = at_odd_address(n_tiles*stride - SHERRY_G32_TILE_BYTES, &tiles_room);
+    memset(tiles, 0xCC, n_tiles*stride - SHERRY_G32_TILE_BYTES);
+    for (int r = 0; r < n_rows; ++r) {
+        fill_row_g32(kind, r + r/ROWS, n_blocks, rows + r*n_blocks);
+    }
+    for (int i = 0; i < n_tiles*n; ++i) {
+        const int b = i%n, here = n_blocks - 4*b < 4 ? n_blocks - 4*b : 4;
+        const block_sherry_g32 * from = rows + i/n*ROWS*n_blocks + 4*b;
+        char * tile = tiles + i/n*stride + b*SHERRY_G32_TILE_BYTES;
+        ggml_sherry_pack_g32(kernel, from, n_blocks, here, tile);
+        block_sherry_g32 back[ROWS][4];
+        ggml_sherry_unpack_g32(kernel, tile, here, back[0], 4);
+        for (int r = 0; r < ROWS; ++r) {
+            CHECK(memcmp(back[r], from + r*n_blocks, here*sizeof(**back)) == 0, "%s: row %d of SHERRY_G32", kernel->name, r);
+        }
+    }
+    block_q8_sherry_g32 * x[SHERRY_MAX_TOKENS];
+    const void  * tables[SHERRY_MAX_TOKENS];
+    const float * d[SHERRY_MAX_TOKENS];
+    float       * dst[SHERRY_MAX_TOKENS];
+    for (int t = 0; t < n_tokens; ++t) {
+        block_q8_sherry * joined = malloc(n*sizeof(*joined));
+        x[t] = malloc(n_blocks*sizeof(**x));
+        fill_activations_g32(kind, t, n_blocks, x[t], joined);
+        char  * table  = aligned_alloc(64, n*kernel->table_bytes);
+        float * scales = calloc(4*n, sizeof(float));
+        for (int b = 0; b < n; ++b) {
+            kernel->tables_g32(joined + b, table + b*kernel->table_bytes);
+        }
+        for (int b = 0; b < n_blocks; ++b) {
+            scales[b] = x[t][b].d;
+        }
+        free(joined);
+        tables[t] = table;
+        d[t]      = scales;
+        dst[t]    = malloc(n_rows*sizeof(float));
+        for (int i = 0; i < n_rows; ++i) {
+            dst[t][i] = first ? NAN : START;
+        }
+    }
+    kernel->mul_g32(n_tiles, stride, tiles, n, n_tokens, tables, d, dst, first, first);
+    for (int t = 0; t < n_tokens; ++t) {
+        for (int r = 0; r < n_rows; ++r) {
+            const float sum = expected_g32(first ? 0 : START, n_blocks, rows + r*n_blocks, x[t]);
+            CHECK(dst[t][r] == sum, "%s, SHERRY_G32: kind %d, %d tiles, %d tokens, %d blocks, first %d: row %d of token %d: "
+                  "%a, not %a", kernel->name, kind, n_tiles, n_tokens, n_blocks, first, r, t, (double) dst[t][r], (double) sum);
+        }
+        free(x[t]);
+        free((void *) tables[t]);
+        free((void *) d[t]);
+        free(dst[t]);
+    }
+    free(rows_room);
+    free(tiles_room);
+}
+
+//
 // quantizers and what reads blocks
 //
 
@@ -437,6 +601,7 @@ int main(int argc, char ** argv) {
     static const int lengths[] = { 1, 3, 5, MAX_BLOCKS };
     for (int kind = 0; kind < N_KINDS; ++kind) {
         for (size_t i = 0; i < COUNT(lengths); ++i) {
+            check_row_g32(kind, lengths[i]);
             for (int r = 0; r < 32; ++r) {
                 check_row(types + 0, kind, r, r%4, lengths[i]);
                 check_row(types + 1, kind, r, r%4, lengths[i]);
@@ -445,6 +610,7 @@ int main(int argc, char ** argv) {
                 const struct ggml_sherry_tile_kernel * kernel = ggml_sherry_tile_kernel_named(names[k]);
                 for (int n_tiles = 1; kernel && n_tiles <= kernel->max_tiles; ++n_tiles) {
                     for (int n_tokens = 1; n_tokens <= SHERRY_MAX_TOKENS; ++n_tokens) {
+                        check_tiles_g32(kernel, kind, n_tiles, n_tokens, lengths[i], i%2);
                         check_tiles(kernel, kind, n_tiles, n_tokens, lengths[i], true);
                         check_tiles(kernel, kind, n_tiles, n_tokens, lengths[i], false);
                     }

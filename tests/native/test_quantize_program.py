@@ -13,10 +13,15 @@ import numpy.typing as npt
 import pytest
 
 from sherry_gguf import llama_cpp
+from sherry_gguf.formats import sherry_g32
+from sherry_gguf.formats.groups import CODES
 from sherry_gguf.formats.sherry import SHERRY
-from sherry_gguf.formats.table import VERSION, VERSION_KEY
+from sherry_gguf.formats.table import VERSION_KEY
 
 pytestmark = pytest.mark.runtime
+
+VERSION = 1  # what the C code writes beside SHERRY
+LATEST = 2  # the largest that it reads
 
 
 def write_f32(
@@ -192,15 +197,15 @@ def test_a_later_format_is_refused(runtime: llama_cpp.Build, sherry_gguf_file: P
     data = bytearray(sherry_gguf_file.read_bytes())
     value = data.index(VERSION_KEY.encode()) + len(VERSION_KEY) + 4  # after the type of the value
     assert struct.unpack_from("<I", data, value) == (VERSION,)
-    struct.pack_into("<I", data, value, VERSION + 1)
+    struct.pack_into("<I", data, value, LATEST + 1)
     later = tmp_path / "later.gguf"
     later.write_bytes(data)
     done = quantize(runtime, later, tmp_path / "out.gguf", "COPY")
     assert done.returncode == 1
-    assert f"{VERSION_KEY} is {VERSION + 1}, this program reads up to {VERSION}" in done.stderr
+    assert f"{VERSION_KEY} is {LATEST + 1}, this program reads up to {LATEST}" in done.stderr
 
 
-@pytest.mark.parametrize("type_id", [44, 100, 511, 513, 514, 515, -1])
+@pytest.mark.parametrize("type_id", [44, 100, 511, 513, 514, 515, 516, 519, 521, -1])
 def test_a_type_that_is_not_known_is_refused_in_words(
     runtime: llama_cpp.Build, sherry_gguf_file: Path, tmp_path: Path, type_id: int
 ) -> None:
@@ -215,3 +220,24 @@ def test_a_type_that_is_not_known_is_refused_in_words(
     assert done.returncode == 1
     assert f"tensor '{name.decode()}' has" in done.stderr
     assert f"type {type_id}" in done.stderr
+
+
+def test_scales_per_32(runtime: llama_cpp.Build, pinned_gguf: Any, sherry_gguf_file: Path, tmp_path: Path) -> None:
+    """Rows of 96 that SHERRY has no blocks for, and the version that keeps older programs from reading the file."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, CODES, (256, 24), dtype=np.uint8)
+    packed = sherry_g32.BLOCKS.pack(codes, rng.uniform(0.01, 1, (256, 3)).astype(np.float32))
+    weights = sherry_g32.SHERRY_G32.dequantize(packed)
+    source = write_f32(pinned_gguf, sherry_gguf_file, tmp_path / "f32.gguf", {"blk.0.ffn_down.weight": weights})
+    done = quantize(runtime, source, tmp_path / "out.gguf", "SHERRY_G32")
+    assert done.returncode == 0, done.stderr
+    assert "zeros became weights" not in done.stderr
+    made = tensors(pinned_gguf, tmp_path / "out.gguf")
+    assert {t.tensor_type for name, t in made.items() if name.startswith("blk.") and len(t.shape) == 2} == {520}
+    np.testing.assert_array_equal(sherry_g32.SHERRY_G32.dequantize(made["blk.0.ffn_down.weight"].data), weights)
+    reader = pinned_gguf.GGUFReader(tmp_path / "out.gguf")
+    assert reader.get_field(VERSION_KEY).contents() == 2
+    assert reader.get_field("general.file_type").contents() == sherry_g32.SHERRY_G32.file_type
+    mixed = quantize(runtime, "--tensor-type", "ffn_up=sherry_g32", source, tmp_path / "mixed.gguf", "SHERRY")
+    assert mixed.returncode == 0, mixed.stderr
+    assert pinned_gguf.GGUFReader(tmp_path / "mixed.gguf").get_field(VERSION_KEY).contents() == 2

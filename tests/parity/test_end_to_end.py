@@ -54,6 +54,22 @@ def test_shipped_checkpoint(f32_embeddings, tiny_checkpoint, heldout_text):
     assert other == activations
 
 
+def test_scales_per_32(runtime, pinned_gguf, tiny_checkpoint, heldout_text, tmp_path):
+    """The shipped checkpoint's latents with a scale per 32: SHERRY_G32 by default, within the same limits."""
+    model = tmp_path / "g32"
+    shutil.copytree(tiny_checkpoint, model)
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (model / "config.json").write_text(json.dumps({**config, "group_size": 32}), encoding="utf-8")
+    converted = convert(model, tmp_path / "g32.gguf", types=TypeChoice(token_embedding="f32", output="f32"))
+    assert converted.bits_per_weight("SHERRY_G32") == 1.75
+    assert converted.loaded
+    report = parity(Source(model), converted.outfile, heldout_text, LIMITS, max_chunks=20, threads=THREADS)
+    assert report.failures() == []
+    assert report.weights.tensors == 6 * 7
+    assert report.weights.wrong_weights == report.weights.wrong_scales == 0
+    assert report.steps[2].divergence.kld_mean > 0  # 8-bit activations
+
+
 def test_weights_differ_by_the_rounding_of_scales_alone(runtime, pinned_gguf, tiny_checkpoint, heldout_text, tmp_path):
     """With alpha rounded in PyTorch too, the F32 twin says the same up to float32 sums: a KLD of 6e-11 was seen."""
     twin = convert(tiny_checkpoint, tmp_path / "f32.gguf", types=TypeChoice(overrides=((".*", "f32"),))).outfile

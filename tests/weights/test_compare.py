@@ -8,6 +8,7 @@ import pytest
 from sherry_gguf.formats import sherry, stq1_0
 from sherry_gguf.formats.groups import PATTERNS, from_fours, to_fours
 from sherry_gguf.formats.sherry import SHERRY
+from sherry_gguf.formats.sherry_g32 import SHERRY_G32
 from sherry_gguf.formats.stq1_0 import STQ1_0
 from sherry_gguf.formats.table import named, tensor_types
 from sherry_gguf.weights.compare import WeightCheck, compare, count_changed
@@ -131,7 +132,7 @@ def test_scales_that_differ_within_a_block():
     for other in (0.5, 2):
         scales[2, 1] = other
         changed = changed_by(CONSECUTIVE, expand(grid.codes, scales))
-        assert changed == {"SHERRY": 0, "TQ1_0": 96, "TQ2_0": 96, "Q2_0": 0, "Q4_0": 0}
+        assert changed == {"SHERRY": 0, "TQ1_0": 96, "SHERRY_G32": 0, "TQ2_0": 96, "Q2_0": 0, "Q4_0": 0}
     # one alpha in fp16, though not in float32
     scales[2, 1] = 1.0001
     assert not any(changed_by(CONSECUTIVE, expand(grid.codes, scales)).values())
@@ -145,7 +146,7 @@ def test_groups_of_weights_16_apart_are_held_by_all_but_sherry():
     grid = quantize(latent, Granularity("per_group", 256), grid="stride16")
     weights = from_fours(expand(grid.codes, grid.scales), "stride16")
     changed = changed_by(tensor_types(), weights)
-    assert 0 < changed.pop("SHERRY") < weights.size // 2
+    assert 0 < changed.pop("SHERRY_G32") <= changed.pop("SHERRY") < weights.size // 2
     assert not any(changed.values())
     # 128 zeros beside 128 others: four zeros of a group cannot stay, one can
     weights[1, 128:256] = 0
@@ -160,7 +161,7 @@ def test_grids_are_minded_by_the_types_that_have_one():
     changed = changed_by(tensor_types(), weights)
     # SHERRY must make three of four zeros something. With STQ1_0's groups each column of 16 is one weight of every
     # neighbourhood: a group is all zeros or has none, or both by halves.
-    assert changed["SHERRY"] == 24
+    assert (changed["SHERRY"], changed["SHERRY_G32"]) == (24, 0)
     assert changed["STQ1_0"] > 0
     assert not any(changed_by(ANYWHERE, weights).values())
 
@@ -170,7 +171,7 @@ def test_no_bytes_keep_more_weights(seed):
     """Every scale and every code of a group are tried, in a block of few types of weights at random."""
     rng = np.random.default_rng(seed)
     weights = rng.choice([0, 0, 1, -1, 0.5, -0.5, 0.25], (2, 256), p=rng.dirichlet(np.ones(7))).astype(np.float32)
-    for tensor_type in (STQ1_0, SHERRY):
+    for tensor_type in (STQ1_0, SHERRY, SHERRY_G32):
         fours = to_fours(weights, tensor_type.grid).reshape(-1, tensor_type.block // 4, 1, 1, 4)
         scales = np.array([0, 1, 0.5, 0.25], dtype=np.float32).reshape(-1, 1, 1)
         kept = (fours == scales * PATTERNS).sum(axis=-1).max(axis=-1).sum(axis=1)  # [blocks, scales]
@@ -179,7 +180,8 @@ def test_no_bytes_keep_more_weights(seed):
 
 def test_rows_that_are_no_whole_blocks_are_not_held():
     weights = np.tile(np.array([0, 1, 1, -1], dtype=np.float32), (2, 48))
-    assert [tensor_type.name for tensor_type in tensor_types() if tensor_type.holds(weights)] == ["Q2_0", "Q4_0"]
+    held_by = [tensor_type.name for tensor_type in tensor_types() if tensor_type.holds(weights)]
+    assert held_by == ["SHERRY_G32", "Q2_0", "Q4_0"]
 
 
 def test_a_wrong_group_of_weights_16_apart_is_located():

@@ -35,6 +35,16 @@ def test_baked_sherry_with_an_empty_block_and_an_empty_row(floats):
     assert detect(expand(found.codes, found.scales)).family is Family.SHERRY
 
 
+@pytest.mark.parametrize("size", [32, 64])
+def test_baked_sherry_with_many_empty_runs(floats, size):
+    """The zeros are those of whole scale runs, and far more than one in a hundred."""
+    floats.reshape(-1, size)[::11] = 0
+    found = quantize(floats, Granularity("per_group", size))
+    look = detect(expand(found.codes, found.scales))
+    assert (look.family, look.grids) == (Family.SHERRY, ("consecutive",))
+    assert look.granularity == Granularity("per_group", size)
+
+
 def test_float_weights(floats):
     floats[0, :7] = 0
     assert detect(floats).family is Family.FLOAT

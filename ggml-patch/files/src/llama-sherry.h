@@ -1,18 +1,30 @@
 #pragma once
 
-// What the loader and llama-quantize do for tensors of types SHERRY and STQ1_0.
+// What the loader and llama-quantize do for tensors of types SHERRY, SHERRY_G32 and STQ1_0.
 
+#include "../ggml/src/ggml-sherry-g32.h"
 #include "../ggml/src/ggml-stq1.h"
 #include "ggml.h"
 #include "gguf.h"
 #include "llama-impl.h"
+#include "llama.h"
 
 #include <cinttypes>
 #include <stdexcept>
 #include <string>
 
 static constexpr const char * LLAMA_SHERRY_VERSION_KEY = "sherry.format_version"; // u32, absent means 1
-static constexpr uint32_t     LLAMA_SHERRY_VERSION     = 1;
+static constexpr uint32_t     LLAMA_SHERRY_VERSION     = 2; // 1: SHERRY, 2: SHERRY_G32, which older programs do not know
+
+static inline bool llama_sherry_is_type(ggml_type type) {
+    return type == GGML_TYPE_SHERRY || type == GGML_TYPE_SHERRY_G32 || type == GGML_TYPE_STQ1_0;
+}
+
+// all linear layers of one type, embedding and output in Q8_0
+static inline bool llama_sherry_is_ftype(llama_ftype ftype) {
+    return ftype == LLAMA_FTYPE_MOSTLY_SHERRY || ftype == LLAMA_FTYPE_MOSTLY_SHERRY_G32 ||
+           ftype == LLAMA_FTYPE_MOSTLY_STQ1_0;
+}
 
 // throws if the file was written for a later layout of the blocks
 static inline void llama_sherry_check_version(const gguf_context * ctx) {
@@ -32,7 +44,7 @@ static inline void llama_sherry_check_version(const gguf_context * ctx) {
 
 // throws where rows are not whole blocks: a type asked for by name is not replaced, as one chosen by a mix is
 static inline void llama_sherry_check_rows(const ggml_tensor * tensor, ggml_type type) {
-    if ((type == GGML_TYPE_SHERRY || type == GGML_TYPE_STQ1_0) && tensor->ne[0] % ggml_blck_size(type) != 0) {
+    if (llama_sherry_is_type(type) && tensor->ne[0] % ggml_blck_size(type) != 0) {
         throw std::runtime_error(std::string(tensor->name) + " has rows of " + std::to_string(tensor->ne[0]) +
             " weights, and " + ggml_type_name(type) + "'s blocks have " + std::to_string(ggml_blck_size(type)) +
             ": choose another type for it");
@@ -42,6 +54,7 @@ static inline void llama_sherry_check_rows(const ggml_tensor * tensor, ggml_type
 // groups of n weights that one of the types changes to what they are not
 static inline int64_t llama_sherry_changed_groups(ggml_type type, const float * weights, int64_t n) {
     return type == GGML_TYPE_SHERRY ? ggml_sherry_changed_groups(weights, n) :
+           type == GGML_TYPE_SHERRY_G32 ? ggml_sherry_g32_changed_groups(weights, n) :
            type == GGML_TYPE_STQ1_0 ? ggml_stq1_changed_groups(weights, n) : 0;
 }
 
@@ -52,14 +65,17 @@ static inline void llama_sherry_warn_changed(const char * name, int64_t n_groups
     }
 }
 
-// writes the key if a tensor of the output has type SHERRY, and removes it if none has
+// writes the version that the types of the output need, or removes the key if none of them needs one
 template <typename T>
 static void llama_sherry_set_version(gguf_context * ctx, const T & tensors) {
+    uint32_t version = 0;
     for (const auto & tensor : tensors) {
-        if (tensor.target_type == GGML_TYPE_SHERRY) {
-            gguf_set_val_u32(ctx, LLAMA_SHERRY_VERSION_KEY, LLAMA_SHERRY_VERSION);
-            return;
-        }
+        const uint32_t needed = tensor.target_type == GGML_TYPE_SHERRY_G32 ? 2 : tensor.target_type == GGML_TYPE_SHERRY;
+        version = needed > version ? needed : version;
     }
-    gguf_remove_key(ctx, LLAMA_SHERRY_VERSION_KEY);
+    if (version > 0) {
+        gguf_set_val_u32(ctx, LLAMA_SHERRY_VERSION_KEY, version);
+    } else {
+        gguf_remove_key(ctx, LLAMA_SHERRY_VERSION_KEY);
+    }
 }

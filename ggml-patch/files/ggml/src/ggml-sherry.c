@@ -54,12 +54,12 @@ static float mean_kept(const float * w, int n, const uint8_t * zero) {
 }
 
 // A weight of 0 that is kept counts as positive. A scale that rounds to 0 makes the block all zero bytes.
-static void encode(const float * w, const uint8_t * zero, uint16_t d, block_sherry * y) {
+static void encode(const float * w, int n_groups, const uint8_t * zero, uint16_t d, block_sherry * y) {
     memset(y, 0, sizeof(*y));
     if (d == 0) {
         return;
     }
-    for (int g = 0; g < SHERRY_GROUPS; ++g) {
+    for (int g = 0; g < n_groups; ++g) {
         int negative[3];
         for (int p = 0, n = 0; p < 4; ++p) {
             if (p != zero[g]) {
@@ -137,12 +137,11 @@ static float fit(const float * w, const float * m, int n, float d, uint8_t * zer
 }
 
 // importance: of each weight, or NULL
-void ggml_sherry_quantize_run(const float * w, const float * importance, int n_blocks, block_sherry * y) {
-    const int n = n_blocks*QK_SHERRY;
+void ggml_sherry_quantize_run(const float * w, const float * importance, int n, block_sherry * y) {
     if (!is_finite(w, n)) {
-        memset(y, 0, n_blocks*sizeof(*y));
-        for (int i = 0; i < n_blocks; ++i) {
-            set_d(y + i, 0x7E00); // NaN: validation rejects the block, and so does a reader
+        for (int i = 0; i < n; i += QK_SHERRY, ++y) {
+            memset(y, 0, sizeof(*y));
+            set_d(y, 0x7E00); // NaN: validation rejects the block, and so does a reader
         }
         return;
     }
@@ -158,8 +157,8 @@ void ggml_sherry_quantize_run(const float * w, const float * importance, int n_b
             d = fitted_d;
         }
     }
-    for (int i = 0; i < n_blocks; ++i) {
-        encode(w + i*QK_SHERRY, zero + i*SHERRY_GROUPS, d, y + i);
+    for (int i = 0; i < n; i += QK_SHERRY, ++y) {
+        encode(w + i, MIN(n - i, QK_SHERRY)/4, zero + i/4, d, y);
     }
 }
 
@@ -168,7 +167,7 @@ void quantize_row_sherry_ref(const float * GGML_RESTRICT x, void * GGML_RESTRICT
     block_sherry * blocks = y;
 
     for (int64_t i = 0; i < k/QK_SHERRY; ++i) {
-        ggml_sherry_quantize_run(x + i*QK_SHERRY, NULL, 1, blocks + i);
+        ggml_sherry_quantize_run(x + i*QK_SHERRY, NULL, QK_SHERRY, blocks + i);
     }
 }
 
@@ -178,14 +177,13 @@ size_t quantize_sherry(const float * GGML_RESTRICT src, void * GGML_RESTRICT dst
 
     for (int64_t row = 0; row < nrows; ++row) {
         for (int64_t i = 0; i < n_per_row/QK_SHERRY; ++i) { // whole blocks: dst has no room for another one
-            ggml_sherry_quantize_run(src + row*n_per_row + i*QK_SHERRY, imatrix ? imatrix + i*QK_SHERRY : NULL, 1, y++);
+            ggml_sherry_quantize_run(src + row*n_per_row + i*QK_SHERRY, imatrix ? imatrix + i*QK_SHERRY : NULL, QK_SHERRY, y++);
         }
     }
     return nrows*ggml_row_size(GGML_TYPE_SHERRY, n_per_row);
 }
 
-int64_t ggml_sherry_changed_in_run(const float * w, int n_blocks) {
-    const int n = n_blocks*QK_SHERRY;
+int64_t ggml_sherry_changed_in_run(const float * w, int n) {
     uint8_t zero[MAX_RUN_GROUPS];
     zero_positions(w, n, zero);
     const float alpha = mean_kept(w, n, zero);
@@ -203,43 +201,41 @@ int64_t ggml_sherry_changed_in_run(const float * w, int n_blocks) {
 int64_t ggml_sherry_changed_groups(const float * x, int64_t k) {
     int64_t changed = 0;
     for (const float * w = x; w + QK_SHERRY <= x + k; w += QK_SHERRY) {
-        changed += ggml_sherry_changed_in_run(w, 1);
+        changed += ggml_sherry_changed_in_run(w, QK_SHERRY);
     }
     return changed;
 }
 
-// The scale of a block whose largest weight is not finite is NaN, and so is every product with it.
+// The scale of a block whose largest value is not finite is NaN, and so is every product with it.
 // Magnitudes below 2^-119 count as 0, because 127/amax would overflow.
+float ggml_sherry_quantize_activations(const float * x, int n, int8_t * qs) {
+    bool  finite = true;
+    float amax   = 0;
+    for (int j = 0; j < n; ++j) {
+        finite = finite && isfinite(x[j]);
+        amax   = fmaxf(amax, fabsf(x[j]));
+    }
+    if (!finite || amax < 0x1p-119f) {
+        memset(qs, 0, n);
+        return finite ? 0 : NAN;
+    }
+    const float id = 127.0f/amax;
+    for (int j = 0; j < n; ++j) {
+        qs[j%4*(n/4) + j/4] = (int8_t) lrintf(x[j]*id); // to nearest even, as the SIMD conversions do
+    }
+    return amax/127.0f;
+}
+
 void quantize_row_q8_sherry_ref(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
     assert(k % QK_SHERRY == 0);
     block_q8_sherry * blocks = y;
 
-    for (int64_t i = 0; i < k/QK_SHERRY; ++i, x += QK_SHERRY) {
-        block_q8_sherry * b = blocks + i;
-
-        bool  finite = true;
-        float amax   = 0;
+    for (int64_t i = 0; i < k/QK_SHERRY; ++i) {
+        blocks[i].d   = ggml_sherry_quantize_activations(x + i*QK_SHERRY, QK_SHERRY, blocks[i].qs);
+        blocks[i].sum = 0;
         for (int j = 0; j < QK_SHERRY; ++j) {
-            finite = finite && isfinite(x[j]);
-            amax   = fmaxf(amax, fabsf(x[j]));
+            blocks[i].sum += blocks[i].qs[j];
         }
-
-        memset(b, 0, sizeof(*b));
-        if (!finite) {
-            b->d = NAN;
-            continue;
-        }
-        if (amax < 0x1p-119f) {
-            continue;
-        }
-
-        const float id = 127.0f/amax;
-        for (int j = 0; j < QK_SHERRY; ++j) {
-            const int q = (int) lrintf(x[j]*id); // to nearest even, as the SIMD conversions do
-            b->qs[j%4*SHERRY_GROUPS + j/4] = (int8_t) q;
-            b->sum += q;
-        }
-        b->d = amax/127.0f;
     }
 }
 

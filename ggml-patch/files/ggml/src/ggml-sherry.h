@@ -73,9 +73,11 @@ GGML_API void   quantize_row_q8_sherry_ref(const float * GGML_RESTRICT x, void *
 // Prints what is wrong to stderr, as ggml_validate_row_data does. nb is the number of blocks.
 GGML_API bool   ggml_validate_sherry(const void * data, size_t nb);
 
-// Parts that STQ1_0 shares: n_blocks blocks (2 at most) of weights with one scale, and the check of a scale.
-void    ggml_sherry_quantize_run(const float * w, const float * importance, int n_blocks, block_sherry * y);
-int64_t ggml_sherry_changed_in_run(const float * w, int n_blocks);
+// Parts that STQ1_0 and SHERRY_G32 share: a run of n weights with one scale, 256 at most, in as many blocks as it takes;
+// n activations in four planes of n/4, whose scale is returned; and the check of a scale.
+void    ggml_sherry_quantize_run(const float * w, const float * importance, int n, block_sherry * y);
+int64_t ggml_sherry_changed_in_run(const float * w, int n);
+float   ggml_sherry_quantize_activations(const float * x, int n, int8_t * qs);
 bool    ggml_sherry_validate_scale(const char * function, size_t block, const uint8_t d[2]);
 
 #ifdef __cplusplus

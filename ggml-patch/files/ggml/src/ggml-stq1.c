@@ -25,7 +25,7 @@ static void quantize_block(const float * x, const float * importance, block_stq1
         gather_block(importance, m);
     }
     block_sherry halves[2];
-    ggml_sherry_quantize_run(w, importance ? m : NULL, 2, halves);
+    ggml_sherry_quantize_run(w, importance ? m : NULL, QK_STQ1_0, halves);
     ggml_stq1_from_sherry(halves, y);
 }
 
@@ -74,7 +74,7 @@ int64_t ggml_stq1_changed_groups(const float * x, int64_t k) {
     for (const float * block = x; block + QK_STQ1_0 <= x + k; block += QK_STQ1_0) {
         float w[QK_STQ1_0];
         gather_block(block, w);
-        changed += ggml_sherry_changed_in_run(w, 2);
+        changed += ggml_sherry_changed_in_run(w, QK_STQ1_0);
     }
     return changed;
 }

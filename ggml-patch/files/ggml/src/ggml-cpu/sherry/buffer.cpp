@@ -38,7 +38,7 @@ tensor_traits of_tiles(true);
 tensor_traits of_rows(false);
 
 bool has_tiles(ggml_type type) {
-    return type == GGML_TYPE_SHERRY || type == GGML_TYPE_STQ1_0;
+    return type == GGML_TYPE_SHERRY || type == GGML_TYPE_STQ1_0 || type == GGML_TYPE_SHERRY_G32;
 }
 
 bool multiplies(const ggml_tensor * op) {
@@ -99,12 +99,19 @@ struct run {
         const int64_t first = is_tile ? row - inside%SHERRY_TILE_ROWS : row;
         begin = first*tensor->nb[1];
         end   = begin + (is_tile ? SHERRY_TILE_ROWS : 1)*tensor->nb[1];
-        kept  = (char *) tensor->data + first*n_blocks()*sizeof(block_sherry);
+        kept  = (char *) tensor->data + first*kept_row_bytes(tensor);
     }
 
-    size_t n_blocks() const { return tensor->ne[0]/QK_SHERRY; }
+    // rows end inside a block of SHERRY_G32, four blocks of a file: it is filled up
+    static size_t n_blocks(const ggml_tensor * tensor) { return (tensor->ne[0] + QK_SHERRY - 1)/QK_SHERRY; }
 
-    size_t total_blocks() const { return (is_tile ? SHERRY_TILE_ROWS : 1)*n_blocks(); }
+    static size_t tile_bytes(const ggml_tensor * tensor) {
+        return tensor->type == GGML_TYPE_SHERRY_G32 ? SHERRY_G32_TILE_BYTES : SHERRY_TILE_BYTES;
+    }
+
+    static size_t kept_row_bytes(const ggml_tensor * tensor) {
+        return n_blocks(tensor)*tile_bytes(tensor)/SHERRY_TILE_ROWS;
+    }
 
     void write(const char * rows) const {
         if (!is_tile) {
@@ -112,47 +119,70 @@ struct run {
             return;
         }
         const auto * kernel = ggml_sherry_chosen_tile_kernel();
-        if (tensor->type == GGML_TYPE_STQ1_0) {
-            for (size_t i = 0; i < n_blocks(); i += 2) {
-                kernel->pack_stq1_0((const block_stq1_0 *) rows + i/2, n_blocks()/2, kept + i*SHERRY_TILE_BYTES);
+        for (size_t i = 0; i < n_blocks(tensor); ++i) {
+            char * tile = kept + i*tile_bytes(tensor);
+            switch (tensor->type) {
+                case GGML_TYPE_SHERRY:
+                    kernel->pack((const block_sherry *) rows + i, n_blocks(tensor), tile);
+                    break;
+                case GGML_TYPE_STQ1_0: // two at once
+                    if (i%2 == 0) {
+                        ggml_sherry_pack_stq1_0(kernel, (const block_stq1_0 *) rows + i/2, n_blocks(tensor)/2, tile);
+                    }
+                    break;
+                default:
+                    ggml_sherry_pack_g32(kernel, (const block_sherry_g32 *) rows + i*SHERRY_G32_SCALES, n_g32(), n_g32(i), tile);
             }
-            return;
-        }
-        for (size_t i = 0; i < n_blocks(); ++i) {
-            kernel->pack((const block_sherry *) rows + i, n_blocks(), kept + i*SHERRY_TILE_BYTES);
         }
     }
 
     void read(char * rows) const {
-        if (tensor->type == GGML_TYPE_SHERRY) {
-            unpack((block_sherry *) rows);
+        if (!is_tile) {
+            read_row(rows);
             return;
         }
-        std::vector<block_sherry> blocks(total_blocks());
-        unpack(blocks.data());
-        for (size_t i = 0; i < blocks.size(); i += 2) {
-            ggml_stq1_from_sherry(&blocks[i], (block_stq1_0 *) rows + i/2);
+        const auto * kernel = ggml_sherry_chosen_tile_kernel();
+        std::vector<block_sherry> halves(tensor->type == GGML_TYPE_STQ1_0 ? SHERRY_TILE_ROWS*n_blocks(tensor) : 0);
+        for (size_t i = 0; i < n_blocks(tensor); ++i) {
+            const char * tile = kept + i*tile_bytes(tensor);
+            switch (tensor->type) {
+                case GGML_TYPE_SHERRY:
+                    kernel->unpack(tile, (block_sherry *) rows + i, n_blocks(tensor));
+                    break;
+                case GGML_TYPE_STQ1_0:
+                    kernel->unpack(tile, &halves[i], n_blocks(tensor));
+                    break;
+                default:
+                    ggml_sherry_unpack_g32(kernel, tile, n_g32(i), (block_sherry_g32 *) rows + i*SHERRY_G32_SCALES, n_g32());
+            }
+        }
+        for (size_t i = 0; i < halves.size(); i += 2) {
+            ggml_stq1_from_sherry(&halves[i], (block_stq1_0 *) rows + i/2);
         }
     }
 
 private:
+    // blocks of SHERRY_G32: of a row, and of those the i-th four
+    size_t n_g32() const { return tensor->ne[0]/QK_SHERRY_G32; }
+    int    n_g32(size_t i) const { return (int) std::min<size_t>(SHERRY_G32_SCALES, n_g32() - i*SHERRY_G32_SCALES); }
+
     void write_row(const char * row) const {
-        if (tensor->type == GGML_TYPE_SHERRY) {
-            memcpy(kept, row, n_blocks()*sizeof(block_sherry));
+        if (tensor->type != GGML_TYPE_STQ1_0) {
+            memcpy(kept, row, tensor->nb[1]);
             return;
         }
-        for (size_t i = 0; i < n_blocks(); i += 2) {
+        for (size_t i = 0; i < n_blocks(tensor); i += 2) {
             ggml_stq1_to_sherry((const block_stq1_0 *) row + i/2, (block_sherry *) kept + i);
         }
     }
 
-    void unpack(block_sherry * rows) const {
-        if (!is_tile) {
-            memcpy(rows, kept, n_blocks()*sizeof(block_sherry));
+    void read_row(char * row) const {
+        if (tensor->type != GGML_TYPE_STQ1_0) {
+            memcpy(row, kept, tensor->nb[1]);
             return;
         }
-        for (size_t i = 0; i < n_blocks(); ++i) {
-            ggml_sherry_chosen_tile_kernel()->unpack(kept + i*SHERRY_TILE_BYTES, rows + i, n_blocks());
+        for (size_t i = 0; i < n_blocks(tensor); i += 2) {
+            ggml_stq1_from_sherry((const block_sherry *) kept + i, (block_stq1_0 *) row + i/2);
         }
     }
 };
@@ -188,7 +218,7 @@ void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, 
 }
 
 size_t get_alloc_size(ggml_backend_buffer_type_t, const ggml_tensor * tensor) {
-    return has_tiles(tensor->type) ? ggml_nelements(tensor)/QK_SHERRY*sizeof(block_sherry) : ggml_nbytes(tensor);
+    return has_tiles(tensor->type) ? ggml_nrows(tensor)*run::kept_row_bytes(tensor) : ggml_nbytes(tensor);
 }
 
 const char * get_name(ggml_backend_buffer_type_t) {

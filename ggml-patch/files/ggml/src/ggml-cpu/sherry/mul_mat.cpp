@@ -5,6 +5,7 @@
 #include "tile.h"
 
 #include <algorithm>
+#include <cstring>
 
 // How the work is shared.
 //
@@ -16,9 +17,10 @@
 // panel of eight tokens with all the rows, and each thread makes its own tables, of some blocks at a time, so that they
 // stay in its second-level cache.
 //
-// Weights that lie in rows are packed into tiles as they are needed, a few blocks of a few tiles at a time, which stay in
-// the first-level cache. Packing takes half as long as multiplying with one token, and together that is as fast as
-// TQ2_0's vec_dot; a vec_dot of SHERRY has to unpack five bits for each row, and is not.
+// Weights that lie in rows are packed into tiles as they are needed, a few blocks at a time, which stay in the first-level
+// cache. Packing takes half as long as multiplying with one token, and together that is as fast as TQ2_0's vec_dot; a
+// vec_dot of SHERRY has to unpack five bits for each row, and is not. With few tokens weights come from memory, and no
+// processor foresees a walk along 32 rows at once: the next tile's rows, which lie one after the other, are asked for.
 
 namespace ggml::cpu::sherry {
 
@@ -27,8 +29,15 @@ namespace {
 constexpr int64_t FEW          = 16; // tokens whose tables are made beforehand
 constexpr int64_t PANEL_TOKENS = 8;  // otherwise: tokens of a panel
 constexpr int64_t RUN_BLOCKS   = 16; // otherwise: blocks whose tables a thread makes at a time
+constexpr int64_t PACK_BLOCKS  = 4;  // of rows, that are packed at a time for few tokens: whole blocks of STQ1_0
 constexpr int64_t PARTS        = 4;  // otherwise: per thread at least, so that a slow thread does not hold up the others
 constexpr size_t  CACHE_LINE   = 64;
+
+#if defined(__GNUC__)
+#define PREFETCH(address) __builtin_prefetch((const void *) (address), 0, 2) // to the second-level cache
+#else
+#define PREFETCH(address) GGML_UNUSED(address)
+#endif
 
 struct token {
     int64_t row; // of the quantized activations
@@ -56,7 +65,9 @@ struct plan {
 
     const ggml_sherry_tile_kernel * kernel;
 
-    ggml_from_float_t quantize; // 128 activations, in the order of the weights' type
+    bool   g32;        // SHERRY_G32: four scales in a block, and rows that end inside one
+    int    n_scales;   // of a row in a block, and of activations
+    size_t tile_bytes; // of a block
 
     int64_t n_blocks; // of a row, of 128 weights
     int64_t n_tiles;  // of a matrix
@@ -67,14 +78,16 @@ struct plan {
     size_t  row_bytes; // of weights, as they are kept
 
     size_t size = 0;
-    size_t q8, d, tokens, panels, n_panels, tables, packed; // offsets
+    size_t q8, q8_g32, d, tokens, panels, n_panels, tables, packed; // offsets
 
     plan(int n_threads, ggml_tensor * op, bool in_tiles)
         : weights(op->src[0]), x(op->src[1]), ids(op->src[2]), dst(op), in_tiles(in_tiles) {
         kernel     = in_tiles ? ggml_sherry_chosen_tile_kernel() : ggml_sherry_packing_tile_kernel();
-        quantize   = weights->type == GGML_TYPE_STQ1_0 ? quantize_row_q8_stq1_0 : quantize_row_q8_sherry;
-        n_blocks   = weights->ne[0]/QK_SHERRY;
-        row_bytes  = in_tiles ? n_blocks*sizeof(block_sherry) : weights->nb[1];
+        g32        = weights->type == GGML_TYPE_SHERRY_G32;
+        n_scales   = g32 ? SHERRY_G32_SCALES : 1;
+        tile_bytes = g32 ? SHERRY_G32_TILE_BYTES : SHERRY_TILE_BYTES;
+        n_blocks   = (weights->ne[0] + QK_SHERRY - 1)/QK_SHERRY;
+        row_bytes  = in_tiles ? n_blocks*tile_bytes/SHERRY_TILE_ROWS : weights->nb[1];
         n_tiles    = weights->ne[1]/SHERRY_TILE_ROWS;
         n_rows     = ggml_nrows(x);
         n_tokens   = ids ? ggml_nelements(ids) : n_rows;
@@ -83,7 +96,8 @@ struct plan {
                          : x->ne[2]*x->ne[3]*((x->ne[1] + PANEL_TOKENS - 1)/PANEL_TOKENS);
 
         q8       = take(n_rows*n_blocks*sizeof(block_q8_sherry));
-        d        = take(n_rows*n_blocks*sizeof(float));
+        q8_g32   = take(g32 ? n_rows*n_blocks*n_scales*sizeof(block_q8_sherry_g32) : 0);
+        d        = take(n_rows*n_blocks*n_scales*sizeof(float));
         tokens   = take(n_tokens*sizeof(token));
         panels   = take(max_panels*sizeof(panel));
         n_panels = take(sizeof(int64_t));
@@ -91,7 +105,7 @@ struct plan {
         packed   = take(in_tiles ? 0 : n_threads*packed_bytes());
     }
 
-    size_t packed_bytes() const { return kernel->max_tiles*RUN_BLOCKS*SHERRY_TILE_BYTES; }
+    size_t packed_bytes() const { return kernel->max_tiles*RUN_BLOCKS*tile_bytes; }
 
     const char * matrix(int64_t i2, int64_t i3 = 0) const {
         return in_tiles ? (const char *) weights->data + (i3*weights->ne[2] + i2)*weights->ne[1]*row_bytes
@@ -121,7 +135,10 @@ struct worker {
     block_q8_sherry * q8(int64_t row, int64_t block) const {
         return (block_q8_sherry *) (base + p.q8) + row*p.n_blocks + block;
     }
-    float   * d(int64_t row) const { return (float *) (base + p.d) + row*p.n_blocks; }
+    block_q8_sherry_g32 * q8_g32(int64_t row, int64_t block) const {
+        return (block_q8_sherry_g32 *) (base + p.q8_g32) + (row*p.n_blocks + block)*SHERRY_G32_SCALES;
+    }
+    float   * d(int64_t row) const { return (float *) (base + p.d) + row*p.n_blocks*p.n_scales; }
     token   * tokens()   const { return (token *)   (base + p.tokens); }
     panel   * panels()   const { return (panel *)   (base + p.panels); }
     int64_t & n_panels() const { return *(int64_t *) (base + p.n_panels); }
@@ -134,6 +151,34 @@ struct worker {
     }
     char * own_packed() const { return base + p.packed + ith*p.packed_bytes(); }
 
+    // activations of a block, n of which are there; their scales to d
+    void quantize_block(const float * values, int64_t n, int64_t row, int64_t block) const {
+        block_q8_sherry * q = q8(row, block);
+        float * scales = d(row) + block*p.n_scales;
+        if (!p.g32) {
+            (p.weights->type == GGML_TYPE_STQ1_0 ? quantize_row_q8_stq1_0 : quantize_row_q8_sherry)(values, q, n);
+            scales[0] = q->d;
+            return;
+        }
+        block_q8_sherry_g32 * parts = q8_g32(row, block);
+        quantize_row_q8_sherry_g32(values, parts, n);
+        memset(q->qs, 0, sizeof(q->qs));
+        for (int k = 0; k < SHERRY_G32_SCALES; ++k) {
+            scales[k] = 0;
+            if (k < n/QK_SHERRY_G32) {
+                scales[k] = parts[k].d;
+                for (int plane = 0; plane < 4; ++plane) { // 8 groups of 32
+                    memcpy(q->qs + plane*SHERRY_GROUPS + k*SHERRY_G32_GROUPS, parts[k].qs + plane*SHERRY_G32_GROUPS,
+                           SHERRY_G32_GROUPS);
+                }
+            }
+        }
+    }
+
+    void make_tables(int64_t row, int64_t block, void * tables) const {
+        (p.g32 ? p.kernel->tables_g32 : p.kernel->tables)(q8(row, block), tables);
+    }
+
     // this thread's share of the activations
     void quantize() const {
         const ggml_tensor * x = p.x;
@@ -141,19 +186,19 @@ struct worker {
         for (int64_t i = n*ith/nth; i < n*(ith + 1)/nth; ++i) {
             const int64_t row = i/p.n_blocks, block = i%p.n_blocks;
             const int64_t i1 = row%x->ne[1], i2 = row/x->ne[1]%x->ne[2], i3 = row/x->ne[1]/x->ne[2];
+            const int64_t here = std::min<int64_t>(QK_SHERRY, x->ne[0] - block*QK_SHERRY);
 
             const float * values = at<float>(x, block*QK_SHERRY, i1, i2, i3);
             float gathered[QK_SHERRY];
             if (x->nb[0] != sizeof(float)) {
-                for (int64_t j = 0; j < QK_SHERRY; ++j) {
+                for (int64_t j = 0; j < here; ++j) {
                     gathered[j] = *at<float>(x, block*QK_SHERRY + j, i1, i2, i3);
                 }
                 values = gathered;
             }
-            p.quantize(values, q8(row, block), QK_SHERRY);
-            d(row)[block] = q8(row, block)->d;
+            quantize_block(values, here, row, block);
             if (p.few && p.n_tiles > 0) {
-                p.kernel->tables(q8(row, block), shared_tables(row, block));
+                make_tables(row, block, shared_tables(row, block));
             }
         }
     }
@@ -201,20 +246,33 @@ struct worker {
         }
     }
 
-    // n_blocks blocks of n_tiles tiles, of weights in rows
-    const char * pack(const char * weights, int64_t tile, int n_tiles, int64_t block, int64_t n_blocks) const {
+    // block number `block` of 32 rows
+    void pack_block(const char * rows, int64_t block, char * tile) const {
         const size_t row_blocks = p.row_bytes/ggml_type_size(p.weights->type);
+        if (p.g32) {
+            const int64_t left = p.weights->ne[0]/QK_SHERRY_G32 - block*SHERRY_G32_SCALES;
+            ggml_sherry_pack_g32(p.kernel, (const block_sherry_g32 *) rows + block*SHERRY_G32_SCALES, row_blocks,
+                                 (int) std::min<int64_t>(SHERRY_G32_SCALES, left), tile);
+        } else if (p.weights->type == GGML_TYPE_SHERRY) {
+            p.kernel->pack((const block_sherry *) rows + block, row_blocks, tile);
+        } else if (block%2 == 0) { // two at once
+            ggml_sherry_pack_stq1_0(p.kernel, (const block_stq1_0 *) rows + block/2, row_blocks, tile);
+        }
+    }
+
+    // n_blocks blocks of n_tiles tiles, tile_stride bytes apart, of weights in rows
+    const char * pack(const char * weights, int64_t tile, int n_tiles, size_t tile_stride, int64_t block,
+                      int64_t n_blocks) const {
+        const size_t rows_bytes = SHERRY_TILE_ROWS*p.row_bytes;
         for (int i = 0; i < n_tiles; ++i) {
-            const char * rows = weights + (tile + i)*SHERRY_TILE_ROWS*p.row_bytes;
-            char       * to   = own_packed() + i*RUN_BLOCKS*SHERRY_TILE_BYTES;
-            if (p.weights->type == GGML_TYPE_STQ1_0) {
-                for (int64_t b = 0; b < n_blocks/2; ++b) {
-                    p.kernel->pack_stq1_0((const block_stq1_0 *) rows + block/2 + b, row_blocks, to + 2*b*SHERRY_TILE_BYTES);
+            const char * rows = weights + (tile + i)*rows_bytes;
+            for (int64_t b = 0; b < n_blocks; ++b) {
+                // the next rows' share; as an integer, because a pointer must not leave its array
+                const size_t begin = rows_bytes*(block + b)/p.n_blocks, end = rows_bytes*(block + b + 1)/p.n_blocks;
+                for (size_t at = begin; p.few && at < end; at += CACHE_LINE) {
+                    PREFETCH((uintptr_t) rows + rows_bytes + at);
                 }
-            } else {
-                for (int64_t b = 0; b < n_blocks; ++b) {
-                    p.kernel->pack((const block_sherry *) rows + block + b, row_blocks, to + b*SHERRY_TILE_BYTES);
-                }
+                pack_block(rows, block + b, own_packed() + i*tile_stride + b*p.tile_bytes);
             }
         }
         return own_packed();
@@ -224,9 +282,9 @@ struct worker {
     void multiply_tiles(const panel & panel, int64_t first_tile, int64_t last_tile) const {
         const token * tokens = this->tokens() + panel.first;
         // a run of all blocks reads the weights in the order they lie in; of many tokens its tables overflow the cache
-        const int64_t run = !p.in_tiles ? RUN_BLOCKS :
-                            panel.count <= SHERRY_MAX_TOKENS && p.few ? p.n_blocks : RUN_BLOCKS;
-        const size_t tile_stride = (p.in_tiles ? p.n_blocks : run)*SHERRY_TILE_BYTES;
+        const int64_t run = !p.few ? RUN_BLOCKS : !p.in_tiles ? PACK_BLOCKS :
+                            panel.count <= SHERRY_MAX_TOKENS ? p.n_blocks : RUN_BLOCKS;
+        const size_t tile_stride = (p.in_tiles ? p.n_blocks : run)*p.tile_bytes;
 
         for (int64_t block = 0; block < p.n_blocks; block += run) {
             const int64_t n_blocks = std::min(run, p.n_blocks - block);
@@ -234,24 +292,25 @@ struct worker {
             const char *  tables[FEW];
             const float * d[FEW];
             for (int64_t t = 0; t < panel.count; ++t) {
-                d[t]      = this->d(tokens[t].row) + block;
+                d[t]      = this->d(tokens[t].row) + block*p.n_scales;
                 tables[t] = p.few ? shared_tables(tokens[t].row, block) : own_tables(t);
                 for (int64_t i = 0; i < n_blocks && !p.few; ++i) {
-                    p.kernel->tables(q8(tokens[t].row, block + i), own_tables(t) + i*p.kernel->table_bytes);
+                    make_tables(tokens[t].row, block + i, own_tables(t) + i*p.kernel->table_bytes);
                 }
             }
             for (int64_t tile = first_tile; tile < last_tile; tile += p.kernel->max_tiles) {
                 const int    n_tiles = (int) std::min<int64_t>(p.kernel->max_tiles, last_tile - tile);
-                const char * tiles   = p.in_tiles ? panel.weights + tile*tile_stride + block*SHERRY_TILE_BYTES
-                                                  : pack(panel.weights, tile, n_tiles, block, n_blocks);
+                const char * tiles   = p.in_tiles ? panel.weights + tile*tile_stride + block*p.tile_bytes
+                                                  : pack(panel.weights, tile, n_tiles, tile_stride, block, n_blocks);
                 for (int64_t t = 0; t < panel.count; t += SHERRY_MAX_TOKENS) {
                     const int n = (int) std::min<int64_t>(SHERRY_MAX_TOKENS, panel.count - t);
                     float * dst[SHERRY_MAX_TOKENS];
                     for (int i = 0; i < n; ++i) {
                         dst[i] = tokens[t + i].dst + tile*SHERRY_TILE_ROWS;
                     }
-                    p.kernel->mul(n_tiles, tile_stride, tiles, (int) n_blocks, n, (const void * const *) (tables + t),
-                                  d + t, dst, block == 0, t == 0 && p.in_tiles);
+                    (p.g32 ? p.kernel->mul_g32 : p.kernel->mul)(
+                        n_tiles, tile_stride, tiles, (int) n_blocks, n, (const void * const *) (tables + t), d + t, dst,
+                        block == 0, t == 0 && p.in_tiles);
                 }
             }
         }
@@ -259,20 +318,24 @@ struct worker {
 
     // the rows that fill no tile
     void multiply_rest(const panel & panel) const {
-        const ggml_vec_dot_t vec_dot = p.weights->type == GGML_TYPE_STQ1_0 && !p.in_tiles ? ggml_vec_dot_stq1_0_q8_stq1_0
-                                                                                          : ggml_vec_dot_sherry_q8_sherry;
+        const ggml_vec_dot_t vec_dot =
+            p.g32 ? ggml_vec_dot_sherry_g32_q8_sherry_g32 :
+            p.weights->type == GGML_TYPE_STQ1_0 && !p.in_tiles ? ggml_vec_dot_stq1_0_q8_stq1_0 : ggml_vec_dot_sherry_q8_sherry;
         for (int64_t row = p.n_tiles*SHERRY_TILE_ROWS; row < p.weights->ne[1]; ++row) {
             const char * weights = panel.weights + row*p.row_bytes;
             for (int64_t t = 0; t < panel.count; ++t) {
                 const token & token = tokens()[panel.first + t];
-                vec_dot((int) p.weights->ne[0], token.dst + row, 0, weights, 0, q8(token.row, 0), 0, 1);
+                const void  * x = p.g32 ? (const void *) q8_g32(token.row, 0) : q8(token.row, 0);
+                vec_dot((int) p.weights->ne[0], token.dst + row, 0, weights, 0, x, 0, 1);
             }
         }
     }
 
     void multiply(ggml_threadpool * threadpool) const {
-        // a kernel is at its best with as many tiles as it takes at once, unless that leaves threads without work
-        const int64_t step = p.n_tiles >= p.kernel->max_tiles*nth ? p.kernel->max_tiles : 1;
+        // a kernel is at its best with as many tiles as it takes at once, unless that leaves threads without work; tiles
+        // that are packed for few tokens had better be read one by one
+        const bool    by_one = p.n_tiles < p.kernel->max_tiles*nth || (p.few && !p.in_tiles);
+        const int64_t step   = by_one ? 1 : p.kernel->max_tiles;
         const int64_t wanted = std::max<int64_t>(1, PARTS*nth/std::max<int64_t>(1, n_panels()));
         const int64_t tiles  = p.few ? step : (p.n_tiles + wanted - 1)/wanted;
         const int64_t part_tiles = std::max<int64_t>(1, (tiles + step - 1)/step*step);

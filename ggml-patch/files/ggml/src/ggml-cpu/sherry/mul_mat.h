@@ -7,8 +7,8 @@
 
 namespace ggml::cpu::sherry {
 
-// MUL_MAT and MUL_MAT_ID whose src0 is SHERRY or STQ1_0, src1 F32 with any strides. src0 is in tiles: of each matrix, its
-// rows in tiles of 32, then those left over as rows of SHERRY blocks. Or it is in rows as a file has them, and is packed
+// MUL_MAT and MUL_MAT_ID whose src0 is SHERRY, SHERRY_G32 or STQ1_0, src1 F32 with any strides. src0 is in tiles: of each matrix, its
+// rows in tiles of 32, then those left over as rows of SHERRY (or SHERRY_G32) blocks. Or it is in rows as a file has them, and is packed
 // into tiles as it is needed. Results are the same.
 
 // bytes of params->wdata

@@ -4,6 +4,7 @@
 #if defined(SHERRY_ISA_AVX2)
 
 #include <immintrin.h>
+#include <string.h>
 
 // Rows to tiles of bytes with AVX2: transposing. It is done at load, and in each product of weights that stay in rows.
 //
@@ -121,6 +122,45 @@ void ggml_sherry_pack_stq1_0_avx2(const block_stq1_0 * rows, size_t row_blocks, 
             _mm256_storeu_si256(tile + 16 + j, s[j]);
         }
         store_scales(scales[6], scales[7], tile + 20);
+    }
+}
+
+// Four blocks of 7 bytes: SHERRY has the first group of block 0 or 1 in a byte with that of block 2 or 3.
+void ggml_sherry_pack_g32_avx2(const block_sherry_g32 * rows, size_t row_blocks, int n_blocks, void * tile) {
+    enum { ROW_BYTES = SHERRY_G32_SCALES*sizeof(block_sherry_g32), INDICES = sizeof(((block_sherry_g32 *) 0)->qs) };
+    const uint8_t * codes     = (const uint8_t *) rows;
+    size_t          row_bytes = row_blocks*sizeof(block_sherry_g32);
+
+    uint8_t whole[SHERRY_TILE_ROWS][ROW_BYTES];
+    if (n_blocks < SHERRY_G32_SCALES) { // nothing beyond the rows is read
+        memset(whole, 0, sizeof(whole));
+        for (int r = 0; r < SHERRY_TILE_ROWS; ++r) {
+            memcpy(whole[r], codes + r*row_bytes, n_blocks*sizeof(block_sherry_g32));
+        }
+        codes     = whole[0];
+        row_bytes = ROW_BYTES;
+    }
+    __m256i columns[ROW_BYTES];
+    columns_of_indices(codes, row_bytes, columns);
+    columns_of_indices(codes + ROW_BYTES - 16, row_bytes, columns + ROW_BYTES - 16);
+
+    const __m256i low = _mm256_set1_epi8(0xF);
+    __m256i * out = tile;
+    for (int k = 0; k < 2; ++k) { // and block k + 2
+        const __m256i * a = columns + k*sizeof(block_sherry_g32);
+        const __m256i * b = a + 2*sizeof(block_sherry_g32);
+        for (int j = 0; j < INDICES; ++j) {
+            const __m256i first  = _mm256_and_si256(a[j], low);
+            const __m256i second = _mm256_and_si256(b[j], low);
+            const __m256i later  = _mm256_and_si256(_mm256_srli_epi16(a[j], 4), low);
+            _mm256_storeu_si256(out + 8*k + j, _mm256_or_si256(first, _mm256_slli_epi16(second, 4)));
+            _mm256_storeu_si256(out + 8*k + INDICES + j, _mm256_or_si256(later, _mm256_andnot_si256(low, b[j])));
+        }
+    }
+    for (int k = 0; k < SHERRY_G32_SCALES; ++k) {
+        const __m256i * block = columns + k*sizeof(block_sherry_g32);
+        _mm256_storeu_si256(out + 16 + k, block[INDICES]);
+        store_scales(block[INDICES + 1], block[INDICES + 2], out + 20 + 2*k);
     }
 }
 

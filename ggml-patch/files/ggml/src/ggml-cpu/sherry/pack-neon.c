@@ -4,6 +4,7 @@
 #if defined(SHERRY_ISA_NEON)
 
 #include <arm_neon.h>
+#include <string.h>
 
 // Rows to tiles of bytes with NEON: pack-avx2.c says how, with registers twice as wide.
 
@@ -102,6 +103,46 @@ void ggml_sherry_pack_stq1_0_neon(const block_stq1_0 * rows, size_t row_blocks, 
                 vst1q_u8(tile + 16*half + (16 + j)*SHERRY_TILE_ROWS, s[j]);
             }
             store_scales(scales[6], scales[7], tile + SHERRY_TILE_SCALES + 32*half);
+        }
+    }
+}
+
+// Four blocks of 7 bytes: SHERRY has the first group of block 0 or 1 in a byte with that of block 2 or 3.
+void ggml_sherry_pack_g32_neon(const block_sherry_g32 * rows, size_t row_blocks, int n_blocks, void * tile) {
+    enum { ROW_BYTES = SHERRY_G32_SCALES*sizeof(block_sherry_g32), INDICES = sizeof(((block_sherry_g32 *) 0)->qs) };
+    const uint8_t * codes     = (const uint8_t *) rows;
+    size_t          row_bytes = row_blocks*sizeof(block_sherry_g32);
+
+    uint8_t whole[SHERRY_TILE_ROWS][ROW_BYTES];
+    if (n_blocks < SHERRY_G32_SCALES) { // nothing beyond the rows is read
+        memset(whole, 0, sizeof(whole));
+        for (int r = 0; r < SHERRY_TILE_ROWS; ++r) {
+            memcpy(whole[r], codes + r*row_bytes, n_blocks*sizeof(block_sherry_g32));
+        }
+        codes     = whole[0];
+        row_bytes = ROW_BYTES;
+    }
+    uint8_t columns[ROW_BYTES][SHERRY_TILE_ROWS];
+    for (int half = 0; half < 2; ++half) { // of the rows
+        const uint8_t * from = codes + 16*half*row_bytes;
+        columns_of_indices(from, row_bytes, columns[0] + 16*half);
+        columns_of_indices(from + ROW_BYTES - 16, row_bytes, columns[ROW_BYTES - 16] + 16*half);
+    }
+    for (int at = 0; at < SHERRY_TILE_ROWS; at += 16) {
+        uint8_t * out = (uint8_t *) tile + at;
+        for (int k = 0; k < 2; ++k) { // and block k + 2
+            for (int j = 0; j < INDICES; ++j) {
+                const uint8x16_t a = vld1q_u8(columns[k*sizeof(block_sherry_g32) + j] + at);
+                const uint8x16_t b = vld1q_u8(columns[(k + 2)*sizeof(block_sherry_g32) + j] + at);
+                vst1q_u8(out + (8*k + j)*SHERRY_TILE_ROWS,           vsliq_n_u8(a, b, 4));
+                vst1q_u8(out + (8*k + INDICES + j)*SHERRY_TILE_ROWS, vsriq_n_u8(b, a, 4));
+            }
+        }
+        for (int k = 0; k < SHERRY_G32_SCALES; ++k) {
+            const uint8_t (* block)[SHERRY_TILE_ROWS] = columns + k*sizeof(block_sherry_g32);
+            vst1q_u8(out + (16 + k)*SHERRY_TILE_ROWS, vld1q_u8(block[INDICES] + at));
+            store_scales(vld1q_u8(block[INDICES + 1] + at), vld1q_u8(block[INDICES + 2] + at),
+                         (uint8_t *) tile + SHERRY_TILE_SCALES + 2*SHERRY_TILE_ROWS*k + 2*at);
         }
     }
 }

@@ -144,18 +144,27 @@ static inline __m256i sum_of(__m256i q) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), q), _mm256_set1_epi16(1));
 }
 
-// planes of groups of four consecutive activations
-static inline int32_t sherry_planes(const float * x, float id, int8_t * planes) {
+// 8 groups of four: byte p of each dword into quadword p
+static inline __m256i planes_of_8(__m256i q) {
     // gathers byte p of the four dwords of a 128-bit lane into dword p
     const __m256i transpose = TABLE(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    // dwords plane 0..3 of groups 0..3 and 4..7 -> quadwords plane 0..3 of groups 0..7
+    return _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(q, transpose), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
 
+static inline void g32_planes(const float * x, float id, int8_t * planes) {
+    const __m256i q = to_int8(x, x + 8, x + 16, x + 24, _mm256_set1_ps(id));
+    _mm256_storeu_si256((__m256i *) planes, planes_of_8(q));
+}
+
+// planes of groups of four consecutive activations
+static inline int32_t sherry_planes(const float * x, float id, int8_t * planes) {
     __m256i sum = _mm256_setzero_si256();
     __m256i t[4]; // groups 8j..8j+7: 64-bit element p of a lane pair holds plane p
     for (int j = 0; j < 4; ++j, x += 32) {
         const __m256i q = to_int8(x, x + 8, x + 16, x + 24, _mm256_set1_ps(id));
         sum = _mm256_add_epi32(sum, sum_of(q));
-        // dwords plane 0..3 of groups 0..3 and 4..7 -> quadwords plane 0..3 of groups 0..7
-        t[j] = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(q, transpose), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        t[j] = planes_of_8(q);
     }
 
     // transpose of 4x4 quadwords: t[j] = plane 0..3 -> planes[p] = groups of j = 0..3
@@ -185,10 +194,10 @@ static inline int32_t stq1_0_planes(const float * x, float id, int8_t * planes) 
     return reduce_isum(sum);
 }
 
-static inline float largest(const float * x) {
+INLINE float largest(const float * x, const int n) {
     // as integers, magnitudes are in the order of the floats, with infinity and NaN above all of them
     __m256i max = _mm256_setzero_si256();
-    for (int j = 0; j < QK_SHERRY; j += 8) {
+    for (int j = 0; j < n; j += 8) {
         const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(x + j));
         max = _mm256_max_epi32(max, _mm256_and_si256(bits, _mm256_set1_epi32(0x7FFFFFFF)));
     }

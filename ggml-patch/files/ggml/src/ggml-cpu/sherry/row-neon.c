@@ -4,6 +4,7 @@
 #if defined(SHERRY_ISA_NEON)
 
 #include <arm_neon.h>
+#include <math.h>
 #include <string.h>
 
 // vec_dot of one row, SHERRY x Q8_SHERRY, NEON: one block of 128 weights at a time. STQ1_0 x Q8_STQ1_0: half a block.
@@ -137,6 +138,19 @@ static inline int32_t sherry_planes(const float * x, float id, int8_t * planes) 
     return sum;
 }
 
+static inline void g32_planes(const float * x, float id, int8_t * planes) {
+    int32x4_t q[4][2]; // q[p][j]: plane p of groups 4*j..4*j+3
+    for (int j = 0; j < 2; ++j) {
+        const float32x4x4_t four = vld4q_f32(x + 16*j);
+        for (int p = 0; p < 4; ++p) {
+            q[p][j] = vcvtnq_s32_f32(vmulq_n_f32(four.val[p], id));
+        }
+    }
+    for (int p = 0; p < 4; ++p) {
+        vst1_s8(planes + 8*p, vmovn_s16(vmovn_high_s32(vmovn_s32(q[p][0]), q[p][1])));
+    }
+}
+
 // planes of groups whose activations lie 16 apart, the even groups first
 static inline int32_t stq1_0_planes(const float * x, float id, int8_t * planes) {
     int32_t sum = 0;
@@ -156,10 +170,10 @@ static inline int32_t stq1_0_planes(const float * x, float id, int8_t * planes) 
     return sum;
 }
 
-static inline float largest(const float * x) {
+INLINE float largest(const float * x, const int n) {
     // as integers, magnitudes are in the order of the floats, with infinity and NaN above all of them
     uint32x4_t max = vdupq_n_u32(0);
-    for (int j = 0; j < QK_SHERRY; j += 4) {
+    for (int j = 0; j < n; j += 4) {
         max = vmaxq_u32(max, vandq_u32(vreinterpretq_u32_f32(vld1q_f32(x + j)), vdupq_n_u32(0x7FFFFFFF)));
     }
     const uint32_t bits = vmaxvq_u32(max);

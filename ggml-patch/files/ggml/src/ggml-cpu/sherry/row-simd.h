@@ -9,9 +9,10 @@
 //     reduce_isum(isums)                  the sum of the parts
 //     add_scaled(sum, isum, d, y)         sum + isum times both scales, as row.h has it
 //     PREFETCH(x)                         asks for what comes some blocks after x, where that helps
-//     largest(x)                          of 128 magnitudes, infinity and NaN being above all numbers
+//     largest(x, n)                       of n magnitudes, 128 or 32, infinity and NaN being above all numbers
 //     sherry_planes(x, id, qs)            128 activations times id, rounded, in the order of a type; returns their sum
 //     stq1_0_planes(x, id, qs)
+//     g32_planes(x, id, qs)               32 activations, no sum
 //
 // then includes this, and ends with ROW_KERNEL(X).
 
@@ -48,7 +49,7 @@ INLINE void quantize_row(const float * GGML_RESTRICT x, block_q8_sherry * GGML_R
                          int32_t (* planes)(const float *, float, int8_t *)) {
     assert(k % QK_SHERRY == 0);
     for (int64_t i = 0; i < k/QK_SHERRY; ++i, x += QK_SHERRY, ++y) {
-        const float amax = largest(x);
+        const float amax = largest(x, QK_SHERRY);
         if (!isfinite(amax) || amax < 0x1p-119f) {
             memset(y, 0, sizeof(*y));
             y->d = isfinite(amax) ? 0 : NAN;
@@ -56,6 +57,21 @@ INLINE void quantize_row(const float * GGML_RESTRICT x, block_q8_sherry * GGML_R
         }
         y->sum = planes(x, 127.0f/amax, y->qs);
         y->d   = amax/127.0f;
+    }
+}
+
+static void quantize_for_g32(const float * GGML_RESTRICT x, void * GGML_RESTRICT vy, int64_t k) {
+    assert(k % QK_SHERRY_G32 == 0);
+    block_q8_sherry_g32 * GGML_RESTRICT y = vy;
+    for (int64_t i = 0; i < k/QK_SHERRY_G32; ++i, x += QK_SHERRY_G32, ++y) {
+        const float amax = largest(x, QK_SHERRY_G32);
+        if (!isfinite(amax) || amax < 0x1p-119f) {
+            memset(y, 0, sizeof(*y));
+            y->d = isfinite(amax) ? 0 : NAN;
+            continue;
+        }
+        g32_planes(x, 127.0f/amax, y->qs);
+        y->d = amax/127.0f;
     }
 }
 
@@ -76,9 +92,10 @@ INLINE void quantize_row(const float * GGML_RESTRICT x, block_q8_sherry * GGML_R
 ROW_OPS(sherry, 1)
 ROW_OPS(stq1_0, 2)
 
-#define ROW_KERNEL(isa)                                                  \
-    const struct ggml_sherry_row_kernel ggml_sherry_row_##isa = {        \
-        .name   = #isa,                                                  \
-        .sherry = { quantize_for_sherry, isums_sherry, vec_dot_sherry }, \
-        .stq1_0 = { quantize_for_stq1_0, isums_stq1_0, vec_dot_stq1_0 }, \
+#define ROW_KERNEL(isa)                                                               \
+    const struct ggml_sherry_row_kernel ggml_sherry_row_##isa = {                     \
+        .name   = #isa,                                                               \
+        .sherry = { quantize_for_sherry, isums_sherry, vec_dot_sherry },              \
+        .stq1_0 = { quantize_for_stq1_0, isums_stq1_0, vec_dot_stq1_0 },              \
+        .g32    = { quantize_for_g32, ggml_sherry_isums_g32, ggml_sherry_vec_dot_g32 }, \
     };

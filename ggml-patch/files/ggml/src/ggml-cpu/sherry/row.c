@@ -20,6 +20,10 @@ static void quantize_for_stq1_0(const float * GGML_RESTRICT x, void * GGML_RESTR
     quantize_row_q8_stq1_0_ref(x, y, k);
 }
 
+static void quantize_for_g32(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
+    quantize_row_q8_sherry_g32_ref(x, y, k);
+}
+
 static int32_t block_isum(const block_sherry * x, const block_q8_sherry * y) {
     int8_t w[QK_SHERRY];
     ggml_sherry_decode(x, w);
@@ -86,10 +90,43 @@ static void vec_dot_stq1_0(int n, float * GGML_RESTRICT s, size_t bs, const void
     *s = sum;
 }
 
+// SHERRY_G32
+
+void ggml_sherry_isums_g32(int n, int32_t * sums, const void * vx, const void * vy) {
+    const block_sherry_g32    * x = vx;
+    const block_q8_sherry_g32 * y = vy;
+
+    for (int i = 0; i < n/QK_SHERRY_G32; ++i) {
+        int8_t w[QK_SHERRY_G32];
+        ggml_sherry_g32_decode(x + i, w);
+        sums[i] = 0;
+        for (int j = 0; j < QK_SHERRY_G32; ++j) {
+            sums[i] += w[j]*y[i].qs[j%4*SHERRY_G32_GROUPS + j/4];
+        }
+    }
+}
+
+void ggml_sherry_vec_dot_g32(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) {
+    assert(n % QK_SHERRY_G32 == 0);
+    SHERRY_ONE_ROW(bs, bx, by, nrc);
+
+    const block_sherry_g32    * GGML_RESTRICT x = vx;
+    const block_q8_sherry_g32 * GGML_RESTRICT y = vy;
+
+    float sum = 0;
+    for (int i = 0; i < n/QK_SHERRY_G32; ++i) {
+        int32_t isum;
+        ggml_sherry_isums_g32(QK_SHERRY_G32, &isum, x + i, y + i);
+        sum = fmaf((float) isum, GGML_FP16_TO_FP32((uint16_t) (x[i].d[0] | x[i].d[1] << 8))*y[i].d, sum);
+    }
+    *s = sum;
+}
+
 const struct ggml_sherry_row_kernel ggml_sherry_row_generic = {
     .name   = "generic",
     .sherry = { quantize_for_sherry, isums_sherry, vec_dot_sherry },
     .stq1_0 = { quantize_for_stq1_0, isums_stq1_0, vec_dot_stq1_0 },
+    .g32    = { quantize_for_g32, ggml_sherry_isums_g32, ggml_sherry_vec_dot_g32 },
 };
 
 //
@@ -145,4 +182,16 @@ void quantize_row_q8_stq1_0(const float * GGML_RESTRICT x, void * GGML_RESTRICT 
 
 void ggml_vec_dot_stq1_0_q8_stq1_0(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) {
     kernels[0]->stq1_0.vec_dot(n, s, bs, vx, bx, vy, by, nrc);
+}
+
+void quantize_row_sherry_g32(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
+    quantize_row_sherry_g32_ref(x, y, k);
+}
+
+void quantize_row_q8_sherry_g32(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
+    kernels[0]->g32.quantize(x, y, k);
+}
+
+void ggml_vec_dot_sherry_g32_q8_sherry_g32(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) {
+    kernels[0]->g32.vec_dot(n, s, bs, vx, bx, vy, by, nrc);
 }

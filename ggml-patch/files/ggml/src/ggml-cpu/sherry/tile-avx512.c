@@ -65,10 +65,6 @@ static void unpack_words(const void * tile, block_sherry * rows, size_t row_bloc
     }
 }
 
-static void pack_stq1_0_words(const block_stq1_0 * rows, size_t row_blocks, void * tiles) {
-    ggml_sherry_pack_stq1_0(pack_words, rows, row_blocks, tiles);
-}
-
 // sums of four neighbours, unsigned x times w, in 32 bits
 #if defined(SHERRY_ISA_AVX512VNNI)
 #define DOT4(sum, x, w) _mm512_dpbusd_epi32(sum, x, w)
@@ -144,20 +140,43 @@ static inline void add_rows(__m512i sums, __m512 d, const __m512 scales[2], floa
         _mm_prefetch((const char *) ((uintptr_t) (p) + ahead), _MM_HINT_T0);                                   \
     }
 
-// n_tiles and n_tokens are constants where this is inlined: 16 registers of sums at most, and one of codes for each tile
+// the sums so far, times the scales of weights of row group k, to dst; then they begin anew
+#define FLUSH(k)                                                                                               \
+    EACH(i, n_tiles) {                                                                                         \
+        const __m256i * scales = (const __m256i *) (words[i] + WORDS) + 2*(k);                                 \
+        const __m512 of_rows[2] = {                                                                            \
+            _mm512_cvtph_ps(_mm256_loadu_si256(scales)), _mm512_cvtph_ps(_mm256_loadu_si256(scales + 1))       \
+        };                                                                                                     \
+        EACH(t, n_tokens) {                                                                                    \
+            add_rows(sums[i][t], _mm512_set1_ps(d[t][n_scales*b + (k)]), of_rows, dst[t] + SHERRY_TILE_ROWS*i, \
+                     first && b == 0 && (k) == 0);                                                             \
+            sums[i][t] = _mm512_set1_epi16(BIAS);                                                              \
+        }                                                                                                      \
+    }
+
+// group 3*j + c, for the words j of index; with four scales a block ends after the groups 7, 15, 23 and 31
+#define LOOK_UP_C(c)                                                                                           \
+    LOOK_UP(3*j + (c))                                                                                         \
+    if (n_scales == SHERRY_G32_SCALES && (3*j + (c))%8 == 7) {                                                 \
+        FLUSH((3*j + (c))/8)                                                                                   \
+    }
+
+// n_scales, n_tiles and n_tokens are constants where this is inlined: 16 registers of sums at most, and one of codes for
+// each tile
 INLINE void mul_tiles(
-        const int n_tiles, size_t tile_stride, const uint8_t * tiles, int n_blocks, const int n_tokens,
+        const int n_scales, const int n_tiles, size_t tile_stride, const uint8_t * tiles, int n_blocks, const int n_tokens,
         const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
     const __m512i top = _mm512_set1_epi16((short) 0x8000);
-    const size_t  in_row   = AHEAD*SHERRY_TILE_BYTES;
-    const size_t  next_row = n_tiles*tile_stride + in_row - n_blocks*SHERRY_TILE_BYTES; // of the tiles after these
+    const size_t  tile_bytes = SHERRY_TILE_SCALES + n_scales*2*SHERRY_TILE_ROWS;
+    const size_t  in_row     = AHEAD*tile_bytes;
+    const size_t  next_row   = n_tiles*tile_stride + in_row - n_blocks*tile_bytes; // of the tiles after these
 
     for (int b = 0; b < n_blocks; ++b) {
         const __m512i * words[4];
         const __m512i * of_block[SHERRY_MAX_TOKENS];
         __m512i sums[4][SHERRY_MAX_TOKENS], index[4];
         EACH(i, n_tiles) {
-            words[i] = (const __m512i *) (tiles + (size_t) i*tile_stride + b*SHERRY_TILE_BYTES);
+            words[i] = (const __m512i *) (tiles + (size_t) i*tile_stride + b*tile_bytes);
             EACH(t, n_tokens) {
                 sums[i][t] = _mm512_set1_epi16(BIAS);
             }
@@ -171,11 +190,11 @@ INLINE void mul_tiles(
                 index[i] = _mm512_loadu_si512(words[i] + j);
                 PREFETCH(words[i] + j)
             }
-            LOOK_UP(3*j)
+            LOOK_UP_C(0)
             SHIFT(5)
-            LOOK_UP(3*j + 1)
+            LOOK_UP_C(1)
             SHIFT(5)
-            LOOK_UP(3*j + 2)
+            LOOK_UP_C(2)
         }
         EACH(i, n_tiles) {
             __m512i last = _mm512_setzero_si512();
@@ -184,38 +203,43 @@ INLINE void mul_tiles(
                 last = _mm512_ternarylogic_epi32(_mm512_srli_epi16(last, 1), _mm512_loadu_si512(words[i] + j), top, 0xF8);
             }
             index[i] = _mm512_srli_epi16(last, 16 - WORDS);
-            PREFETCH(words[i] + WORDS)
+            EACH(k, n_scales) {
+                PREFETCH(words[i] + WORDS + k)
+            }
         }
         LOOK_UP(30)
         SHIFT(5)
         LOOK_UP(31)
-
-        EACH(i, n_tiles) {
-            const __m256i * scales = (const __m256i *) (words[i] + WORDS);
-            const __m512 of_rows[2] = {
-                _mm512_cvtph_ps(_mm256_loadu_si256(scales)), _mm512_cvtph_ps(_mm256_loadu_si256(scales + 1))
-            };
-            EACH(t, n_tokens) {
-                add_rows(sums[i][t], _mm512_set1_ps(d[t][b]), of_rows, dst[t] + SHERRY_TILE_ROWS*i, first && b == 0);
-            }
-        }
+        FLUSH(n_scales - 1)
     }
 }
 
-#define MUL(n_tiles, n_tokens) \
+#define MUL(n_scales, n_tiles, n_tokens) \
     case 8*(n_tiles) + (n_tokens): \
-        mul_tiles(n_tiles, tile_stride, tiles, n_blocks, n_tokens, tables, d, dst, first, prefetch); \
+        mul_tiles(n_scales, n_tiles, tile_stride, tiles, n_blocks, n_tokens, tables, d, dst, first, prefetch); \
         break;
-#define MUL_TILES(n_tiles) MUL(n_tiles, 1) MUL(n_tiles, 2) MUL(n_tiles, 3) MUL(n_tiles, 4)
+#define MUL_TILES(n_scales, n_tiles) \
+    MUL(n_scales, n_tiles, 1) MUL(n_scales, n_tiles, 2) MUL(n_scales, n_tiles, 3) MUL(n_scales, n_tiles, 4)
 
 static void mul_avx512(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
                        const void * const * tables, const float * const * d, float * const * dst, bool first,
                        bool prefetch) {
     switch (8*n_tiles + n_tokens) {
-        MUL_TILES(1)
-        MUL_TILES(2)
-        MUL_TILES(3)
-        MUL_TILES(4)
+        MUL_TILES(1, 1)
+        MUL_TILES(1, 2)
+        MUL_TILES(1, 3)
+        MUL_TILES(1, 4)
+    }
+}
+
+static void mul_g32_avx512(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+                           const void * const * tables, const float * const * d, float * const * dst, bool first,
+                           bool prefetch) {
+    switch (8*n_tiles + n_tokens) {
+        MUL_TILES(SHERRY_G32_SCALES, 1)
+        MUL_TILES(SHERRY_G32_SCALES, 2)
+        MUL_TILES(SHERRY_G32_SCALES, 3)
+        MUL_TILES(SHERRY_G32_SCALES, 4)
     }
 }
 
@@ -225,9 +249,10 @@ const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx512 = {
     .max_tiles   = 4,
     .pack        = pack_words,
     .unpack      = unpack_words,
-    .pack_stq1_0 = pack_stq1_0_words,
     .tables      = tables_avx512,
+    .tables_g32  = tables_avx512,
     .mul         = mul_avx512,
+    .mul_g32     = mul_g32_avx512,
 };
 
 #endif

@@ -115,10 +115,6 @@ static void unpack_pairs(const void * tile, block_sherry * rows, size_t row_bloc
     }
 }
 
-static void pack_stq1_0_pairs(const block_stq1_0 * rows, size_t row_blocks, void * tiles) {
-    ggml_sherry_pack_stq1_0(pack_pairs, rows, row_blocks, tiles);
-}
-
 // sums of four neighbours, unsigned x times w, in 32 bits
 #if defined(SHERRY_ISA_AVX512VNNI)
 #define DOT4(sum, x, w) _mm512_dpbusd_epi32(sum, x, w)
@@ -128,12 +124,13 @@ static void pack_stq1_0_pairs(const block_stq1_0 * rows, size_t row_blocks, void
 #endif
 
 // Sums of parts begin with the first pair's: h, 128 more, is then unsigned, and the sum of a block positive. A word of it
-// below a word 0x4B00 is the float 2^23 + sum.
+// below a word 0x4B00 is the float 2^23 + sum. Of SHERRY_G32 parts of four pairs are put together, one scale's, of SHERRY
+// those of eight, twice.
 #define H_BIAS 0x80
-#define BIAS   (2*2*BASE*H_BIAS) // of two groups, two halves
+#define BIAS(n_scales) (2*((n_scales) == 1 ? 2 : 1)*BASE*H_BIAS) // of two groups, put together once or twice
 
-// pair p: 64 bytes l, of the one group and of the other in the order of the codes, 64 bytes h
-static void tables_avx512vbmi(const block_q8_sherry * x, void * tables) {
+// pair p: 64 bytes l, of the one group and of the other in the order of the codes, 64 bytes h; n_pairs are put together
+INLINE void make_tables(const block_q8_sherry * x, const int n_pairs, void * tables) {
     // packing interleaves the 128-bit lanes of two registers: one has the codes 0..3, 8..11, .., the other those between
     const __m512i sign0 = _mm512_loadu_si512(ggml_sherry_patterns);
     const __m512i sign1 = _mm512_sub_epi8(_mm512_setzero_si512(), sign0);
@@ -159,7 +156,7 @@ static void tables_avx512vbmi(const block_q8_sherry * x, void * tables) {
             h[i] = _mm512_mulhrs_epi16(t, _mm512_set1_epi16(1057));
             l[i] = _mm512_sub_epi16(t, _mm512_mullo_epi16(h[i], _mm512_set1_epi16(BASE)));
         }
-        const __m512i bias = _mm512_set1_epi8(p%PAIRS == 0 ? (char) H_BIAS : 0);
+        const __m512i bias = _mm512_set1_epi8(p%n_pairs == 0 ? (char) H_BIAS : 0);
         const __m512i lows  = _mm512_permutexvar_epi64(groups_apart, _mm512_packs_epi16(l[0], l[1]));
         const __m512i highs = _mm512_permutexvar_epi64(groups_apart, _mm512_packs_epi16(h[0], h[1]));
         _mm512_store_si512((__m512i *) tables + 2*p, lows);
@@ -167,10 +164,18 @@ static void tables_avx512vbmi(const block_q8_sherry * x, void * tables) {
     }
 }
 
+static void tables_avx512vbmi(const block_q8_sherry * x, void * tables) {
+    make_tables(x, PAIRS, tables);
+}
+
+static void tables_g32_avx512vbmi(const block_q8_sherry * x, void * tables) {
+    make_tables(x, PAIRS/2, tables);
+}
+
 // the 32 rows of one tile to dst
-static inline void add_rows(__m512i sums, __m512 d, const __m512 scales[2], float * dst, bool first) {
+INLINE void add_rows(__m512i sums, const int bias, __m512 d, const __m512 scales[2], float * dst, bool first) {
     const __m512i exponent = _mm512_set1_epi16(0x4B00);
-    const __m512  zero     = _mm512_set1_ps(0x1p23f + BIAS);
+    const __m512  zero     = _mm512_set1_ps(0x1p23f + (float) bias);
     const __m512i halves[2] = { _mm512_unpacklo_epi16(sums, exponent), _mm512_unpackhi_epi16(sums, exponent) };
     for (int i = 0; i < 2; ++i) {
         const __m512 sum = _mm512_sub_ps(_mm512_castsi512_ps(halves[i]), zero);
@@ -183,7 +188,7 @@ static inline void add_rows(__m512i sums, __m512 d, const __m512 scales[2], floa
 // a loop over tiles or tokens
 #define EACH(i, n) UNROLL for (int i = 0; i < (n); ++i)
 
-// pair i of half k, the first of which the sums begin with
+// pair i of half k; of n_pairs the first is what the sums begin with
 #define LOOK_UP(i)                                                                                             \
     EACH(t, n_tokens) {                                                                                        \
         __m512i table_l = _mm512_load_si512(tables[t] + 2*(PAIRS*k + (i)));                                    \
@@ -193,8 +198,8 @@ static inline void add_rows(__m512i sums, __m512 d, const __m512 scales[2], floa
         EACH(n, n_tiles) {                                                                                     \
             const __m512i l_n = _mm512_permutexvar_epi8(index[n], table_l);                                    \
             const __m512i h_n = _mm512_permutexvar_epi8(index[n], table_h);                                    \
-            l[n][t] = (i) == 0 ? l_n : _mm512_add_epi8(l[n][t], l_n);                                          \
-            h[n][t] = (i) == 0 ? h_n : _mm512_add_epi8(h[n][t], h_n);                                          \
+            l[n][t] = (i)%n_pairs == 0 ? l_n : _mm512_add_epi8(l[n][t], l_n);                                          \
+            h[n][t] = (i)%n_pairs == 0 ? h_n : _mm512_add_epi8(h[n][t], h_n);                                          \
             KEEP(l[n][t]);                                                                                     \
             KEEP(h[n][t]);                                                                                     \
         }                                                                                                      \
@@ -230,12 +235,39 @@ static inline void add_rows(__m512i sums, __m512 d, const __m512 scales[2], floa
         PREFETCH(words[n] + WORDS*k + (j))                                                                     \
     }
 
-// sums of half k of a block of each tile with each token; k, n_tiles and n_tokens are constants
+// parts of the pairs so far, put together: the first of a scale, or another
+#define JOIN(is_first)                                                                                         \
+    EACH(n, n_tiles) {                                                                                         \
+        EACH(t, n_tokens) {                                                                                    \
+            const __m512i of_l = _mm512_maddubs_epi16(_mm512_set1_epi8(1), l[n][t]);                           \
+            const __m512i of_h = _mm512_maddubs_epi16(h[n][t], _mm512_set1_epi8(BASE));                        \
+            const __m512i both = _mm512_add_epi16(of_l, of_h);                                                 \
+            sums[n][t] = (is_first) ? both : _mm512_add_epi16(sums[n][t], both);                               \
+        }                                                                                                      \
+    }
+
+// the sums, times the scales of row group s, to dst
+#define FLUSH(s)                                                                                               \
+    EACH(n, n_tiles) {                                                                                         \
+        const __m256i * scales = (const __m256i *) (words[n] + 2*WORDS) + 2*(s);                               \
+        PREFETCH(scales)                                                                                       \
+        const __m512 of_rows[2] = {                                                                            \
+            _mm512_cvtph_ps(_mm256_loadu_si256(scales)), _mm512_cvtph_ps(_mm256_loadu_si256(scales + 1))       \
+        };                                                                                                     \
+        EACH(t, n_tokens) {                                                                                    \
+            add_rows(sums[n][t], BIAS(n_scales), _mm512_set1_ps(d[t][s]), of_rows,                             \
+                     dst[t] + row + SHERRY_TILE_ROWS*n, first && (s) == 0);                                    \
+        }                                                                                                      \
+    }
+
+// half k of a block of each tile with each token; k, n_scales, n_tiles and n_tokens are constants
 INLINE void add_half(
-        const int k, const int n_tiles, const int n_tokens, const __m512i * const * words, const __m512i * const * tables,
+        const int k, const int n_scales, const int n_tiles, const int n_tokens, const __m512i * const * words,
+        const __m512i * const * tables, const float * const * d, float * const * dst, size_t row, bool first,
         __m512i sums[2][SHERRY_MAX_TOKENS], bool prefetch, size_t ahead) {
     const __m512i bits5    = _mm512_set1_epi16(0x2020);
     const __m512i low_bit5 = _mm512_set1_epi16(0x0020);
+    const int     n_pairs  = n_scales == 1 ? PAIRS : PAIRS/2; // that are put together
 
     __m512i x[2][WORDS], index[2], l[2][SHERRY_MAX_TOKENS], h[2][SHERRY_MAX_TOKENS];
     LOAD(0)
@@ -245,84 +277,89 @@ INLINE void add_half(
     INDEX(2, WORD(1))
     LOAD(2)
     INDEX(3, _mm512_xor_si512(SHIFT(1, 2), WORD(2)))
+    if (n_scales == SHERRY_G32_SCALES) {
+        JOIN(true)
+        FLUSH(2*k)
+    }
     LOAD(3)
     INDEX_XOR(4, SHIFT(2, 3), SHIFT(3, 6))
     INDEX(5, WORD(3))
     LOAD(4)
     INDEX_XOR(6, SHIFT(3, 5), SHIFT(4, 3))
     INDEX(7, WORD(4))
-
-    EACH(n, n_tiles) {
-        EACH(t, n_tokens) {
-            const __m512i of_l = _mm512_maddubs_epi16(_mm512_set1_epi8(1), l[n][t]);
-            const __m512i of_h = _mm512_maddubs_epi16(h[n][t], _mm512_set1_epi8(BASE));
-            const __m512i both = _mm512_add_epi16(of_l, of_h);
-            sums[n][t] = k == 0 ? both : _mm512_add_epi16(sums[n][t], both);
-        }
+    if (n_scales == SHERRY_G32_SCALES) {
+        JOIN(true)
+        FLUSH(2*k + 1)
+    } else {
+        JOIN(k == 0)
     }
 }
 
-// one block of n_tiles tiles, 1 or 2; n_tiles and n_tokens are constants: 16 registers of sums at most
+// one block of n_tiles tiles, 1 or 2; n_scales, n_tiles and n_tokens are constants: 16 registers of sums at most
 INLINE void mul_block(
-        const int n_tiles, size_t tile_stride, const uint8_t * tiles, const int n_tokens, const __m512i * const * tables,
-        const float * d, float * const * dst, size_t row, bool first, bool prefetch, size_t ahead) {
+        const int n_scales, const int n_tiles, size_t tile_stride, const uint8_t * tiles, const int n_tokens,
+        const __m512i * const * tables, const float * const * d, float * const * dst, size_t row, bool first,
+        bool prefetch, size_t ahead) {
     const __m512i * words[2];
     __m512i sums[2][SHERRY_MAX_TOKENS];
     EACH(n, n_tiles) {
         words[n] = (const __m512i *) (tiles + (size_t) n*tile_stride);
     }
-    add_half(0, n_tiles, n_tokens, words, tables, sums, prefetch, ahead);
-    add_half(1, n_tiles, n_tokens, words, tables, sums, prefetch, ahead);
-
-    EACH(n, n_tiles) {
-        const __m256i * scales = (const __m256i *) (words[n] + 2*WORDS);
-        PREFETCH(scales)
-        const __m512 of_rows[2] = {
-            _mm512_cvtph_ps(_mm256_loadu_si256(scales)), _mm512_cvtph_ps(_mm256_loadu_si256(scales + 1))
-        };
-        EACH(t, n_tokens) {
-            add_rows(sums[n][t], _mm512_set1_ps(d[t]), of_rows, dst[t] + row + SHERRY_TILE_ROWS*n, first);
-        }
+    add_half(0, n_scales, n_tiles, n_tokens, words, tables, d, dst, row, first, sums, prefetch, ahead);
+    add_half(1, n_scales, n_tiles, n_tokens, words, tables, d, dst, row, first, sums, prefetch, ahead);
+    if (n_scales == 1) {
+        FLUSH(0)
     }
 }
 
-// n_tokens is a constant where this is inlined
+// n_scales and n_tokens are constants where this is inlined
 INLINE void mul_tiles(
-        int n_tiles, size_t tile_stride, const uint8_t * tiles, int n_blocks, const int n_tokens,
+        const int n_scales, int n_tiles, size_t tile_stride, const uint8_t * tiles, int n_blocks, const int n_tokens,
         const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
-    const size_t in_row   = AHEAD*SHERRY_TILE_BYTES;
-    const size_t next_row = n_tiles*tile_stride + in_row - n_blocks*SHERRY_TILE_BYTES; // of the tiles after these
+    const size_t tile_bytes = SHERRY_TILE_SCALES + n_scales*2*SHERRY_TILE_ROWS;
+    const size_t in_row     = AHEAD*tile_bytes;
+    const size_t next_row   = n_tiles*tile_stride + in_row - n_blocks*tile_bytes; // of the tiles after these
 
     for (int b = 0; b < n_blocks; ++b) {
         const __m512i * of_block[SHERRY_MAX_TOKENS];
-        float d_b[SHERRY_MAX_TOKENS];
+        const float   * d_b[SHERRY_MAX_TOKENS];
         EACH(t, n_tokens) {
             of_block[t] = (const __m512i *) tables[t] + 4*PAIRS*b;
-            d_b[t]      = d[t][b];
+            d_b[t]      = d[t] + n_scales*b;
         }
         const size_t ahead = b + AHEAD < n_blocks ? in_row : next_row;
-        const uint8_t * of_tiles = tiles + b*SHERRY_TILE_BYTES;
+        const uint8_t * of_tiles = tiles + b*tile_bytes;
         // two tiles at a time, for each two tables that are loaded; those of the block stay in the first-level cache
         int i = 0;
         for (; i + 2 <= n_tiles; i += 2) {
-            mul_block(2, tile_stride, of_tiles + (size_t) i*tile_stride, n_tokens, of_block, d_b, dst, SHERRY_TILE_ROWS*i,
-                      first && b == 0, prefetch, ahead);
+            mul_block(n_scales, 2, tile_stride, of_tiles + (size_t) i*tile_stride, n_tokens, of_block, d_b, dst,
+                      SHERRY_TILE_ROWS*i, first && b == 0, prefetch, ahead);
         }
         if (i < n_tiles) {
-            mul_block(1, tile_stride, of_tiles + (size_t) i*tile_stride, n_tokens, of_block, d_b, dst, SHERRY_TILE_ROWS*i,
-                      first && b == 0, prefetch, ahead);
+            mul_block(n_scales, 1, tile_stride, of_tiles + (size_t) i*tile_stride, n_tokens, of_block, d_b, dst,
+                      SHERRY_TILE_ROWS*i, first && b == 0, prefetch, ahead);
         }
     }
 }
+
+#define MUL(n_scales, n_tokens) \
+    case n_tokens: \
+        mul_tiles(n_scales, n_tiles, tile_stride, tiles, n_blocks, n_tokens, tables, d, dst, first, prefetch); \
+        break;
 
 static void mul_avx512vbmi(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
                            const void * const * tables, const float * const * d, float * const * dst, bool first,
                            bool prefetch) {
     switch (n_tokens) {
-        case 1: mul_tiles(n_tiles, tile_stride, tiles, n_blocks, 1, tables, d, dst, first, prefetch); break;
-        case 2: mul_tiles(n_tiles, tile_stride, tiles, n_blocks, 2, tables, d, dst, first, prefetch); break;
-        case 3: mul_tiles(n_tiles, tile_stride, tiles, n_blocks, 3, tables, d, dst, first, prefetch); break;
-        case 4: mul_tiles(n_tiles, tile_stride, tiles, n_blocks, 4, tables, d, dst, first, prefetch); break;
+        MUL(1, 1) MUL(1, 2) MUL(1, 3) MUL(1, 4)
+    }
+}
+
+static void mul_g32_avx512vbmi(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+                               const void * const * tables, const float * const * d, float * const * dst, bool first,
+                               bool prefetch) {
+    switch (n_tokens) {
+        MUL(SHERRY_G32_SCALES, 1) MUL(SHERRY_G32_SCALES, 2) MUL(SHERRY_G32_SCALES, 3) MUL(SHERRY_G32_SCALES, 4)
     }
 }
 
@@ -332,9 +369,10 @@ const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx512vbmi = {
     .max_tiles   = 4,
     .pack        = pack_pairs,
     .unpack      = unpack_pairs,
-    .pack_stq1_0 = pack_stq1_0_pairs,
     .tables      = tables_avx512vbmi,
+    .tables_g32  = tables_g32_avx512vbmi,
     .mul         = mul_avx512vbmi,
+    .mul_g32     = mul_g32_avx512vbmi,
 };
 
 #endif

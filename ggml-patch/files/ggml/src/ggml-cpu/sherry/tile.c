@@ -41,23 +41,60 @@ void ggml_sherry_unpack_bytes(const void * tile, block_sherry * rows, size_t row
     }
 }
 
-void ggml_sherry_pack_stq1_0(void (*pack)(const block_sherry *, size_t, void *), const block_stq1_0 * rows,
-                             size_t row_blocks, void * tiles) {
+//
+// the other types, by way of SHERRY blocks
+//
+
+void ggml_sherry_pack_stq1_0(const struct ggml_sherry_tile_kernel * kernel, const block_stq1_0 * rows, size_t row_blocks,
+                             void * tiles) {
+    if (kernel->pack_stq1_0 != NULL) {
+        kernel->pack_stq1_0(rows, row_blocks, tiles);
+        return;
+    }
     block_sherry halves[SHERRY_TILE_ROWS][2];
     for (size_t r = 0; r < SHERRY_TILE_ROWS; ++r) {
         ggml_stq1_to_sherry(rows + r*row_blocks, halves[r]);
     }
-    pack(halves[0],     2, tiles);
-    pack(halves[0] + 1, 2, (uint8_t *) tiles + SHERRY_TILE_BYTES);
+    kernel->pack(halves[0],     2, tiles);
+    kernel->pack(halves[0] + 1, 2, (uint8_t *) tiles + SHERRY_TILE_BYTES);
+}
+
+void ggml_sherry_pack_g32(const struct ggml_sherry_tile_kernel * kernel, const block_sherry_g32 * rows, size_t row_blocks,
+                          int n_blocks, void * tile) {
+    if (kernel->pack_g32 != NULL) {
+        kernel->pack_g32(rows, row_blocks, n_blocks, tile);
+        return;
+    }
+    block_sherry joined[SHERRY_TILE_ROWS];
+    for (size_t r = 0; r < SHERRY_TILE_ROWS; ++r) {
+        ggml_sherry_g32_join(rows + r*row_blocks, n_blocks, joined + r);
+    }
+    kernel->pack(joined, 1, tile); // with a scale of each row, which those of SHERRY_G32 replace
+
+    uint8_t * scales = (uint8_t *) tile + SHERRY_TILE_SCALES;
+    memset(scales, 0, SHERRY_G32_TILE_BYTES - SHERRY_TILE_SCALES);
+    for (int k = 0; k < n_blocks; ++k) {
+        for (size_t r = 0; r < SHERRY_TILE_ROWS; ++r) {
+            memcpy(scales + 2*(SHERRY_TILE_ROWS*k + r), rows[r*row_blocks + k].d, 2);
+        }
+    }
+}
+
+void ggml_sherry_unpack_g32(const struct ggml_sherry_tile_kernel * kernel, const void * tile, int n_blocks,
+                            block_sherry_g32 * rows, size_t row_blocks) {
+    block_sherry joined[SHERRY_TILE_ROWS];
+    kernel->unpack(tile, joined, 1);
+    for (size_t r = 0; r < SHERRY_TILE_ROWS; ++r) {
+        ggml_sherry_g32_split(joined + r, n_blocks, rows + r*row_blocks);
+        for (int k = 0; k < n_blocks; ++k) {
+            memcpy(rows[r*row_blocks + k].d, (const uint8_t *) tile + SHERRY_TILE_SCALES + 2*(SHERRY_TILE_ROWS*k + r), 2);
+        }
+    }
 }
 
 //
 // generic
 //
-
-static void pack_stq1_0_generic(const block_stq1_0 * rows, size_t row_blocks, void * tiles) {
-    ggml_sherry_pack_stq1_0(ggml_sherry_pack_bytes, rows, row_blocks, tiles);
-}
 
 // sums of group g: the 16 with sign 0
 static void tables_generic(const block_q8_sherry * x, void * tables) {
@@ -73,15 +110,41 @@ static void tables_generic(const block_q8_sherry * x, void * tables) {
     }
 }
 
-// integers of one block: sums[r] of 32 rows
-static void isums_generic(const uint8_t * tile, const int16_t (* table)[16], int32_t * sums) {
+// integers of n_groups groups: sums[r] of 32 rows
+static void isums_generic(const uint8_t * tile, int first, int n_groups, const int16_t (* table)[16], int32_t * sums) {
     const uint8_t * signs = tile + offsetof(block_sherry, signs)*SHERRY_TILE_ROWS;
     for (int r = 0; r < SHERRY_TILE_ROWS; ++r) {
         sums[r] = 0;
-        for (int g = 0; g < SHERRY_GROUPS; ++g) {
+        for (int g = first; g < first + n_groups; ++g) {
             const int byte  = tile[g%16*SHERRY_TILE_ROWS + r];
             const int value = table[g][g < 16 ? byte & 0xF : byte >> 4];
             sums[r] += signs[g/8*SHERRY_TILE_ROWS + r] >> g%8 & 1 ? -value : value;
+        }
+    }
+}
+
+// a row in a tile has n_scales scales
+static void mul_rows(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_scales, int n_tokens,
+                     const void * const * tables, const float * const * d, float * const * dst, bool first) {
+    const size_t tile_bytes = SHERRY_TILE_SCALES + n_scales*2*SHERRY_TILE_ROWS;
+    const int    n_groups   = SHERRY_GROUPS/n_scales;
+    for (int i = 0; i < n_tiles; ++i) {
+        for (int b = 0; b < n_blocks; ++b) {
+            const uint8_t * tile = (const uint8_t *) tiles + (size_t) i*tile_stride + b*tile_bytes;
+            for (int t = 0; t < n_tokens; ++t) {
+                for (int k = 0; k < n_scales; ++k) {
+                    int32_t sums[SHERRY_TILE_ROWS];
+                    isums_generic(tile, n_groups*k, n_groups, (const int16_t (*)[16]) tables[t] + b*SHERRY_GROUPS, sums);
+
+                    float * out = dst[t] + SHERRY_TILE_ROWS*i;
+                    for (int r = 0; r < SHERRY_TILE_ROWS; ++r) {
+                        uint16_t bits;
+                        memcpy(&bits, tile + SHERRY_TILE_SCALES + 2*(SHERRY_TILE_ROWS*k + r), sizeof(bits));
+                        const float scale = GGML_FP16_TO_FP32(bits)*d[t][n_scales*b + k];
+                        out[r] = fmaf((float) sums[r], scale, first && b == 0 && k == 0 ? 0 : out[r]);
+                    }
+                }
+            }
         }
     }
 }
@@ -90,22 +153,14 @@ static void mul_generic(int n_tiles, size_t tile_stride, const void * tiles, int
                         const void * const * tables, const float * const * d, float * const * dst, bool first,
                         bool prefetch) {
     GGML_UNUSED(prefetch);
-    for (int i = 0; i < n_tiles; ++i) {
-        for (int b = 0; b < n_blocks; ++b) {
-            const uint8_t * tile = (const uint8_t *) tiles + (size_t) i*tile_stride + b*SHERRY_TILE_BYTES;
-            for (int t = 0; t < n_tokens; ++t) {
-                int32_t sums[SHERRY_TILE_ROWS];
-                isums_generic(tile, (const int16_t (*)[16]) tables[t] + b*SHERRY_GROUPS, sums);
+    mul_rows(n_tiles, tile_stride, tiles, n_blocks, 1, n_tokens, tables, d, dst, first);
+}
 
-                float * out = dst[t] + SHERRY_TILE_ROWS*i;
-                for (int r = 0; r < SHERRY_TILE_ROWS; ++r) {
-                    uint16_t scale;
-                    memcpy(&scale, tile + SHERRY_TILE_SCALES + 2*r, sizeof(scale));
-                    out[r] = fmaf((float) sums[r], GGML_FP16_TO_FP32(scale)*d[t][b], first && b == 0 ? 0 : out[r]);
-                }
-            }
-        }
-    }
+static void mul_g32_generic(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+                            const void * const * tables, const float * const * d, float * const * dst, bool first,
+                            bool prefetch) {
+    GGML_UNUSED(prefetch);
+    mul_rows(n_tiles, tile_stride, tiles, n_blocks, SHERRY_G32_SCALES, n_tokens, tables, d, dst, first);
 }
 
 const struct ggml_sherry_tile_kernel ggml_sherry_tile_generic = {
@@ -114,9 +169,10 @@ const struct ggml_sherry_tile_kernel ggml_sherry_tile_generic = {
     .max_tiles   = 4,
     .pack        = ggml_sherry_pack_bytes,
     .unpack      = ggml_sherry_unpack_bytes,
-    .pack_stq1_0 = pack_stq1_0_generic,
     .tables      = tables_generic,
+    .tables_g32  = tables_generic,
     .mul         = mul_generic,
+    .mul_g32     = mul_g32_generic,
 };
 
 //

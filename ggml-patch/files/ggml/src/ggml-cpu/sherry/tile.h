@@ -7,9 +7,13 @@
 // of which 16 are the others negated. Those sums are computed once per group of activations and looked up for every row:
 // one byte or word shuffle for 32 rows x 4 weights. All sums are exact integers.
 //
+// STQ1_0's blocks are packed as two of SHERRY, those of SHERRY_G32 four at a time: the codes of a tile are SHERRY's, and
+// four scales of each row follow them.
+//
 // docs/kernels.md has the drawings, the operation counts and what was tried beside this.
 
 #include "ggml-backend.h"
+#include "ggml-sherry-g32.h"
 #include "ggml-stq1.h"
 
 #ifdef __cplusplus
@@ -20,7 +24,19 @@ extern "C" {
 #define SHERRY_TILE_BYTES (SHERRY_TILE_ROWS*sizeof(block_sherry)) // of one block: tiles take no more room than rows
 #define SHERRY_TILE_SCALES (SHERRY_TILE_BYTES - 2*SHERRY_TILE_ROWS) // the fp16 scales of the rows end a tile's block
 
+#define SHERRY_G32_SCALES     4 // of a row in a tile of SHERRY_G32: of weights 0..31, of 32..63, ..
+#define SHERRY_G32_TILE_BYTES (SHERRY_TILE_SCALES + SHERRY_G32_SCALES*2*SHERRY_TILE_ROWS)
+
 #define SHERRY_MAX_TOKENS 4 // of one call of mul
+
+// n_tiles tiles, tile_stride bytes apart, times n_tokens columns of activations, n_blocks blocks of both:
+// dst[t][32*i + r] = fma(sum of weights*qs, (scale of row r of tile i)*d[t][b], dst[t][32*i + r]), one block b after the
+// other; of SHERRY_G32 one scale after the other, d[t][4*b + k]. Blocks lie one after the other, of a tile as of tables[t].
+// With first, the first block of a row finds 0 in dst, whatever is there. With prefetch, weights come from memory, and the
+// blocks that follow and the same blocks of the next tiles are wanted soon.
+typedef void (*ggml_sherry_mul_t)(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+                                  const void * const * tables, const float * const * d, float * const * dst, bool first,
+                                  bool prefetch);
 
 struct ggml_sherry_tile_kernel {
     const char * name;
@@ -35,20 +51,28 @@ struct ggml_sherry_tile_kernel {
     void (*pack)  (const block_sherry * rows, size_t row_blocks, void * tile);
     void (*unpack)(const void * tile, block_sherry * rows, size_t row_blocks);
 
-    // one block of STQ1_0 to two tiles
+    // ggml_sherry_pack_stq1_0 and ggml_sherry_pack_g32 by a shorter way, where there is one, or NULL
     void (*pack_stq1_0)(const block_stq1_0 * rows, size_t row_blocks, void * tiles);
+    void (*pack_g32)   (const block_sherry_g32 * rows, size_t row_blocks, int n_blocks, void * tile);
 
-    // the sums of one block of activations, aligned to 64 bytes; its scale is left to mul
-    void (*tables)(const block_q8_sherry * x, void * tables);
+    // the sums of one block of activations, aligned to 64 bytes; scales are left to mul
+    void (*tables)    (const block_q8_sherry * x, void * tables);
+    void (*tables_g32)(const block_q8_sherry * x, void * tables);
 
-    // n_tiles tiles, tile_stride bytes apart, times n_tokens columns of activations, n_blocks blocks of both:
-    // dst[t][32*i + r] = fma(sum of weights*qs, (scale of row r of tile i)*d[t][b], dst[t][32*i + r]), one block b after
-    // the other. Blocks lie one after the other, of a tile as of tables[t]. The first block of a row finds 0 in dst, whatever
-    // is there. With prefetch, weights come from memory, and the blocks that follow and the same blocks of the next tiles
-    // are wanted soon.
-    void (*mul)(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
-                const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch);
+    ggml_sherry_mul_t mul;
+    ggml_sherry_mul_t mul_g32;
 };
+
+// one block of STQ1_0 of 32 rows, row_blocks blocks apart, to two tiles
+void ggml_sherry_pack_stq1_0(const struct ggml_sherry_tile_kernel * kernel, const block_stq1_0 * rows, size_t row_blocks,
+                             void * tiles);
+
+// up to four blocks of SHERRY_G32 of 32 rows, row_blocks blocks apart, to a tile and back; those that are missing have the
+// scale 0
+void ggml_sherry_pack_g32  (const struct ggml_sherry_tile_kernel * kernel, const block_sherry_g32 * rows, size_t row_blocks,
+                            int n_blocks, void * tile);
+void ggml_sherry_unpack_g32(const struct ggml_sherry_tile_kernel * kernel, const void * tile, int n_blocks,
+                            block_sherry_g32 * rows, size_t row_blocks);
 
 // those that this library is compiled with, the one with the widest registers first, the generic one last, then NULL
 GGML_BACKEND_API const struct ggml_sherry_tile_kernel * ggml_sherry_tile_kernel_at(size_t i);
@@ -80,9 +104,8 @@ void ggml_sherry_unpack_bytes(const void * tile, block_sherry * rows, size_t row
 void ggml_sherry_pack_stq1_0_avx2(const block_stq1_0 * rows, size_t row_blocks, void * tiles);
 void ggml_sherry_pack_stq1_0_neon(const block_stq1_0 * rows, size_t row_blocks, void * tiles);
 
-// to the tiles of any kernel, by way of SHERRY blocks
-void ggml_sherry_pack_stq1_0(void (*pack)(const block_sherry *, size_t, void *), const block_stq1_0 * rows,
-                             size_t row_blocks, void * tiles);
+void ggml_sherry_pack_g32_avx2(const block_sherry_g32 * rows, size_t row_blocks, int n_blocks, void * tile);
+void ggml_sherry_pack_g32_neon(const block_sherry_g32 * rows, size_t row_blocks, int n_blocks, void * tile);
 
 #ifdef __cplusplus
 }
