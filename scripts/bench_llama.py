@@ -5,9 +5,11 @@
     python scripts/bench_llama.py --model A.gguf --model B.gguf
 
 Without --model it writes models of random weights in the shape of real ones, which differ in nothing but the type of
-their linear layers: token embeddings are Q4_K, the output matrix Q6_K, the vocabulary 32000 tokens, for all of them.
-Speed does not depend on the weights' values. The models are run with llama-bench, one after the other and round after
-round (A B C A B C), a process each: what else the machine does hits all of them. Medians are given.
+their linear layers. Token embeddings and output matrix have the type that `sherry-gguf convert` gives them by
+default, or --output-tensor-type; the vocabulary is the real one, because the output matrix of a large vocabulary is a
+good part of what is read for a token. Speed does not depend on the weights' values. The models are run with llama-
+bench, one after the other and round after round (A B C A B C), a process each: what else the machine does hits all of
+them. Medians are given.
 
 tests:  ppN  a prompt of N tokens at once
         tgN  N tokens, one by one
@@ -16,10 +18,14 @@ tests:  ppN  a prompt of N tokens at once
 limit:  of tgN and bN, bytes of the weights that a step reads (all but the token embeddings) against the bytes that the
         machine reads from memory; of ppN, products in the linear layers against its peak of int8 products.
 
-shapes: 0.7b  hidden 1536, ffn 4096, 24 layers, 12 heads, 12 kv heads, head_dim 128
-        1b    hidden 2048, ffn 8192, 16 layers, 32 heads,  8 kv heads, head_dim 64   (Llama-3.2-1B)
-        3b    hidden 3072, ffn 8192, 28 layers, 24 heads,  8 kv heads, head_dim 128  (Llama-3.2-3B)
-        tiny  hidden 256,  ffn 512,  2 layers,  4 heads,   2 kv heads, head_dim 64   (to try this script)
+busy:   --busy N lets N processes count without end beside every measurement, as on a machine that has other work to do.
+
+shapes: 0.7b          hidden 1536, ffn 4096, 24 layers, 12 heads, 12 kv heads, head_dim 128,  32000 tokens
+        1b            hidden 2048, ffn 8192, 16 layers, 32 heads,  8 kv heads, head_dim 64,  128256 (Llama-3.2-1B)
+        3b            hidden 3072, ffn 8192, 28 layers, 24 heads,  8 kv heads, head_dim 128, 128256 (Llama-3.2-3B)
+        qwen3-1.7b    hidden 2048, ffn 6144, 28 layers, 16 heads,  8 kv heads, head_dim 128, 151936
+        hunyuan-1.8b  hidden 2048, ffn 6144, 32 layers, 16 heads,  4 kv heads, head_dim 128, 120818
+        tiny          hidden 256,  ffn 512,  2 layers,  4 heads,   2 kv heads, head_dim 64,   32000 (to try this script)
 """
 
 from __future__ import annotations
@@ -35,7 +41,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +52,12 @@ from bench_kernels import Ggml
 from limits import Loops, dram_gb_s, limits, limits_line, machine
 
 from sherry_gguf import llama_cpp
+from sherry_gguf.convert.type_choice import DEFAULT_EMBEDDING_TYPE
 from sherry_gguf.errors import SherryError
 
-TYPES = ("SHERRY", "STQ1_0", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "Q4_0", "Q8_0")
+CONVERTED = DEFAULT_EMBEDDING_TYPE.upper()  # what convert makes of embeddings and output
+TYPES = ("SHERRY", "SHERRY_G32", "STQ1_0", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "Q4_0", "Q8_0")
 REFERENCE = "TQ2_0"
-EMBEDDINGS, OUTPUT = "Q4_K", "Q6_K"
-VOCABULARY = 32000
 BATCHED = "llama-batched-bench"
 BATCHED_PROMPT, BATCHED_TOKENS = 16, 32  # of each sequence
 
@@ -64,6 +70,7 @@ class Shape:
     heads: int
     kv_heads: int
     head_dim: int
+    vocabulary: int
 
     def linear(self) -> dict[str, tuple[int, int]]:
         """(rows, weights in a row) of each linear layer of a block."""
@@ -80,10 +87,12 @@ class Shape:
 
 
 SHAPES = {
-    "0.7b": Shape(1536, 4096, 24, 12, 12, 128),
-    "1b": Shape(2048, 8192, 16, 32, 8, 64),
-    "3b": Shape(3072, 8192, 28, 24, 8, 128),
-    "tiny": Shape(256, 512, 2, 4, 2, 64),
+    "0.7b": Shape(1536, 4096, 24, 12, 12, 128, 32000),
+    "1b": Shape(2048, 8192, 16, 32, 8, 64, 128256),
+    "3b": Shape(3072, 8192, 28, 24, 8, 128, 128256),
+    "qwen3-1.7b": Shape(2048, 6144, 28, 16, 8, 128, 151936),
+    "hunyuan-1.8b": Shape(2048, 6144, 32, 16, 4, 128, 120818),
+    "tiny": Shape(256, 512, 2, 4, 2, 64, 32000),
 }
 
 
@@ -114,8 +123,8 @@ class Test:
 class Writer:
     """Writes models of random weights."""
 
-    def __init__(self, gguf: Any, ggml: Ggml) -> None:
-        self.gguf, self.ggml = gguf, ggml
+    def __init__(self, gguf: Any, ggml: Ggml, output: str) -> None:
+        self.gguf, self.ggml, self.output = gguf, ggml, output
         self._rows: dict[tuple[str, int], npt.NDArray[np.uint8]] = {}
 
     def _matrix(self, type_name: str, rows: int, k: int) -> npt.NDArray[np.uint8]:
@@ -128,11 +137,11 @@ class Writer:
 
     def _matrices(self, shape: Shape, type_name: str) -> Iterator[tuple[str, str, int, int]]:
         """name, type, rows, weights in a row"""
-        yield "token_embd.weight", EMBEDDINGS, VOCABULARY, shape.hidden
+        yield "token_embd.weight", self.output, shape.vocabulary, shape.hidden
         for layer in range(shape.layers):
             for name, (rows, k) in shape.linear().items():
                 yield f"blk.{layer}.{name}.weight", type_name, rows, k
-        yield "output.weight", OUTPUT, VOCABULARY, shape.hidden
+        yield "output.weight", self.output, shape.vocabulary, shape.hidden
 
     def size(self, shape: Shape, type_name: str) -> int:
         """Bytes of the matrices, which is nearly all."""
@@ -155,7 +164,7 @@ class Writer:
         writer.add_rope_dimension_count(shape.head_dim)
         writer.add_rope_freq_base(500000.0)
         writer.add_layer_norm_rms_eps(1e-5)
-        writer.add_vocab_size(VOCABULARY)
+        writer.add_vocab_size(shape.vocabulary)
         writer.add_tokenizer_model("none")
         writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{type_name}"])
 
@@ -179,10 +188,10 @@ class Writer:
         writer.close()
 
 
-def write_models(gguf: Any, ggml: Ggml, shape: str, types: list[str], folder: Path) -> list[Model]:
+def write_models(gguf: Any, ggml: Ggml, shape: str, types: list[str], output: str, folder: Path) -> list[Model]:
     """One model of each type in the folder; those that are there already are kept."""
-    writer = Writer(gguf, ggml)
-    paths = {type_name: folder / f"{shape}-{type_name}.gguf" for type_name in types}
+    writer = Writer(gguf, ggml, output)
+    paths = {type_name: folder / f"{shape}-{type_name}-{output}.gguf" for type_name in types}
     missing = {type_name: path for type_name, path in paths.items() if not path.exists()}
     needed = sum(writer.size(SHAPES[shape], type_name) for type_name in missing)
     free = shutil.disk_usage(folder).free
@@ -337,7 +346,7 @@ def plot(pyplot: Any, results: list[dict[str, Any]], by_file: bool, title: str, 
     figure, panels = pyplot.subplots(1, len(tests), figsize=(1 + 4.5 * len(tests), 4.5), squeeze=False)
     for panel, test in zip(panels[0], tests, strict=True):
         rows = [result for result in results if result["test"] == test]
-        colors = ["tab:orange" if row["type"] in ("SHERRY", "STQ1_0") else "tab:blue" for row in rows]
+        colors = ["tab:orange" if row["type"] in ("SHERRY", "SHERRY_G32", "STQ1_0") else "tab:blue" for row in rows]
         bars = panel.bar(range(len(rows)), [row["tok_s"] for row in rows], color=colors)
         panel.bar_label(bars, fmt="%.1f", fontsize=8)
         panel.set_xticks(range(len(rows)), [row[label] for row in rows], rotation=45, ha="right", fontsize=8)
@@ -379,6 +388,19 @@ def find_programs(build: llama_cpp.Build, tests: list[Test]) -> dict[str, Path]:
     return programs
 
 
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """That many processes that never wait run meanwhile."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    running = [subprocess.Popen(spin, stdin=subprocess.DEVNULL) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
 def cpus() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -400,21 +422,25 @@ def bench(arguments: argparse.Namespace) -> None:
             if arguments.keep:
                 arguments.keep.mkdir(parents=True, exist_ok=True)
             folder = arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-llama-")))
-            models = write_models(gguf, Ggml(build), arguments.shape, types, folder)
+            models = write_models(gguf, Ggml(build), arguments.shape, types, arguments.output_tensor_type, folder)
 
         measured = limits(loops)
         rates: dict[tuple[Model, Test], list[float]] = {(model, test): [] for model in models for test in tests}
         for turn in range(arguments.rounds):
             for model in models:
                 print(f"round {turn + 1} of {arguments.rounds}: {model.path.name}", file=sys.stderr)
-                for test, tok_s in run_model(programs, model, tests, arguments.threads).items():
+                with busy(arguments.busy):
+                    measurement = run_model(programs, model, tests, arguments.threads)
+                for test, tok_s in measurement.items():
                     rates[model, test].append(tok_s)
         measured["dram_gb_s"] = max(measured["dram_gb_s"], dram_gb_s(loops))  # the machine may have been busy before
 
     results = summarize(models, tests, rates, measured)
     by_file = bool(arguments.model)
-    what = "files" if by_file else f"{arguments.shape}: embeddings {EMBEDDINGS}, output {OUTPUT}, {VOCABULARY} tokens"
-    title = f"{what}; threads: {arguments.threads}, median of rounds: {arguments.rounds}"
+    vocabulary = SHAPES[arguments.shape].vocabulary
+    what = "files" if by_file else f"{arguments.shape}: output {arguments.output_tensor_type}, {vocabulary} tokens"
+    beside = f", busy processes: {arguments.busy}" if arguments.busy else ""
+    title = f"{what}; threads: {arguments.threads}{beside}, median of rounds: {arguments.rounds}"
     about = machine(loops)
     if arguments.json:  # first: a table is easily lost, and a plot may fail
         figures = {"machine": about, "limits": measured, "results": results}
@@ -435,6 +461,14 @@ def main() -> int:
     parser.add_argument("--tests", default="pp256,tg64", metavar="A,B,..", help="ppN, tgN, bN (pp256,tg64)")
     parser.add_argument("--threads", type=int, default=cpus(), metavar="N", help=f"(all: {cpus()})")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="(5)")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="run N processes beside that never wait (0)")
+    parser.add_argument(
+        "--output-tensor-type",
+        type=str.upper,
+        default=CONVERTED,
+        metavar="TYPE",
+        help=f"of token embeddings and output ({CONVERTED})",
+    )
     parser.add_argument(
         "--model", type=Path, action="append", metavar="FILE", help="run this file, and no shape; repeat for more"
     )
@@ -443,8 +477,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw them; needs matplotlib")
     arguments = parser.parse_args()
-    if arguments.threads <= 0 or arguments.rounds <= 0:
-        parser.error("--threads and --rounds are positive")
+    if arguments.threads <= 0 or arguments.rounds <= 0 or arguments.busy < 0:
+        parser.error("--threads and --rounds are positive, --busy is not negative")
     try:
         bench(arguments)
     except SherryError as error:
