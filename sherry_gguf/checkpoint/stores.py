@@ -67,7 +67,7 @@ class Safetensors:
         for path in shards:
             with _reading(path):
                 shard = _Shard(path)
-            for name in shard.entries:
+            for name in sorted(shard.entries):  # whatever order the file has them in
                 if name in self._where:
                     raise SherryError(f"{path}: tensor {name} is in {self._where[name].path.name} too; remove one file")
                 self._where[name] = shard
