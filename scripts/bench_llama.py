@@ -57,6 +57,7 @@ from sherry_gguf.errors import SherryError
 
 CONVERTED = DEFAULT_EMBEDDING_TYPE.upper()  # what convert makes of embeddings and output
 TYPES = ("SHERRY", "SHERRY_G32", "STQ1_0", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "Q4_0", "Q8_0")
+OUTPUT_TYPES = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0")
 REFERENCE = "TQ2_0"
 BATCHED = "llama-batched-bench"
 BATCHED_PROMPT, BATCHED_TOKENS = 16, 32  # of each sequence
@@ -392,13 +393,12 @@ def find_programs(build: llama_cpp.Build, tests: list[Test]) -> dict[str, Path]:
 def busy(processes: int) -> Iterator[None]:
     """That many processes that never wait run meanwhile."""
     spin = [sys.executable, "-c", "while True: pass"]
-    running = [subprocess.Popen(spin, stdin=subprocess.DEVNULL) for _ in range(processes)]
-    try:
+    with ExitStack() as stack:
+        for _ in range(processes):  # in a session of their own: Ctrl-C is for this script, which ends them
+            process = subprocess.Popen(spin, stdin=subprocess.DEVNULL, start_new_session=True)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
         yield
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
 
 
 def cpus() -> int:
@@ -408,6 +408,9 @@ def cpus() -> int:
 
 def bench(arguments: argparse.Namespace) -> None:
     types, tests = parse_types(arguments.types), parse_tests(arguments.tests)
+    if arguments.output_tensor_type not in OUTPUT_TYPES:
+        known = ", ".join(OUTPUT_TYPES)
+        raise SherryError(f"--output-tensor-type: {arguments.output_tensor_type!r} is none of {known}")
     pyplot = load_pyplot() if arguments.plot else None
     build = llama_cpp.Build(arguments.build / "bin", Path(), ()) if arguments.build else llama_cpp.build()
     programs = find_programs(build, tests)
