@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The rate of ggml's whole matrix product, MUL_MAT, for SHERRY and STQ1_0 in tiles and in rows, and for other types.
+"""The rate of ggml's whole matrix product, MUL_MAT, for our types in tiles and in rows, and for other types.
 
     python scripts/bench_mul_mat.py [--types tq2_0 ...] [--tokens 1 256] [--rows 4096] [--length 4096] [--threads 2]
 
@@ -90,13 +90,14 @@ class Product:
 
 
 def products(ggml: Ggml, types: list[str], rows: int, length: int, tokens: int, threads: int) -> list[Product]:
-    """SHERRY and STQ1_0 in tiles and in rows, compared with NumPy's product of their weights, and the other types."""
+    """Our types in tiles and in rows, compared with NumPy's product of their weights, and the other types."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, CODES, (rows, length // GROUP), dtype=np.uint8)
     blocks = BLOCKS.pack(codes, rng.uniform(0.01, 0.03, (rows, length // SHERRY.block)).astype(np.float32))
     weights = SHERRY.dequantize(blocks)
     x = rng.standard_normal((tokens, length)).astype(np.float32)
-    ours = {"sherry": blocks, "stq1_0": ggml.quantize(ggml.type_id("stq1_0"), weights)}
+    ours = {"sherry": blocks}
+    ours |= {name: ggml.quantize(ggml.type_id(name), weights) for name in ("sherry_g32", "stq1_0")}
     out = []
     for name, packed in ours.items():
         expected = x @ dequantize(ggml, name, packed, length).T

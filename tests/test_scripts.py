@@ -79,7 +79,8 @@ def test_bench_mul_mat(repository, tmp_path):
     sizes = ["--rows", "100", "--length", "256", "--tokens", "1", "20", "--threads", "2", "--samples", "1"]
     output = run(repository, "bench_mul_mat.py", *sizes, "--types", "tq2_0", "--json", file)
     results = json.loads(file.read_text())["results"]
-    names = ["sherry in tiles", "sherry in rows", "stq1_0 in tiles", "stq1_0 in rows", "tq2_0"]
+    ours = ("sherry", "sherry_g32", "stq1_0")
+    names = [*(f"{name} in {place}" for name in ours for place in ("tiles", "rows")), "tq2_0"]
     assert [(r["kernel"], r["tokens"]) for r in results] == [(name, n) for n in (1, 20) for name in names]
     assert all(r["gmac_s"] > 0 and r["kernel"] in output for r in results)
 

@@ -120,9 +120,9 @@ def random_parity(source, gguf, text, limits=RANDOM_LIMITS):
 @pytest.mark.parametrize(
     ("sherry", "changes", "override", "sherry_tensors"),
     [
-        ({"granularity": "per_channel"}, {"intermediate_size": 576}, ("ffn_down", "q8_0"), 2 * 6),
-        ({"granularity": "per_channel"}, {"intermediate_size": 576}, ("ffn_down|attn_q", "f16"), 2 * 5),
-        ({"group_size": 32}, {}, ("blk", "f16"), 0),
+        ({"granularity": "per_channel"}, {"intermediate_size": 528}, ("ffn_down", "f16"), 2 * 6),
+        ({"granularity": "per_channel"}, {"intermediate_size": 528}, ("ffn_down|attn_q", "f16"), 2 * 5),
+        ({"group_size": 16}, {}, ("blk", "f16"), 0),
     ],
 )
 def test_layers_that_do_not_fit_sherry(
@@ -137,7 +137,7 @@ def test_layers_that_do_not_fit_sherry(
     heldout_text,
     tmp_path,
 ):
-    """Rows that are no multiple of 128, scales of 32 weights: of another type in the files made on the way, too."""
+    """Rows that are no multiple of 32, scales of 16 weights: of another type in the files made on the way, too."""
     model = random_checkpoint("Llama", sherry=sherry_config | sherry, **changes)
     with pytest.raises(SherryError, match="do not fit SHERRY"):
         convert(model, tmp_path / "random.gguf")
