@@ -25,7 +25,9 @@ class Way(Enum):
     LEAVE_OUT = "leave it out of the Sherry layers, if it is none"
     ONLY_BAKED = "name the baked layers alone as Sherry layers, which leaves the others as they are"
     SEEN_GRID = "declare no grid: that of baked weights is seen"
-    UPSTREAM = "llama.cpp's own converter stores such weights as TQ2_0 or TQ1_0"
+    DECLARE_TERNARY = "declare the method ternary, which reads them as they are"
+    DECLARE_ROUNDED = "if they were trained with absmean or twn, declare that method and the granularity"
+    DECLARE_DENSE = "if they are latents of a dense ternary method, declare it, such as bitnet"
     CHANGE_WEIGHTS = "allow a lossy conversion, which quantizes a plain model and changes its weights"
 
     TRUST_REMOTE_CODE = "allow the model's own code to be executed, once you have read it"

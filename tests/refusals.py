@@ -13,9 +13,9 @@ from sherry_gguf.errors import SherryError, Way
 
 
 @contextmanager
-def refused(match: str, ways: Mapping[Way, str] = convert.WAYS) -> Iterator[None]:
+def refused(match: str, ways: Mapping[Way, str] = convert.WAYS) -> Iterator[pytest.ExceptionInfo[SherryError]]:
     """As ``pytest.raises(SherryError, match=...)``, of the message that a command prints."""
     with pytest.raises(SherryError) as caught:
-        yield
+        yield caught
     said = caught.value.worded(ways)
     assert re.search(match, said), said

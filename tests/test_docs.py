@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import families
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,13 +20,17 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("convert/recipes/*.md")])
 
 
+# folders of the relatives' recipes
+OTHERS = {"TriLM, unpacked": "trilm", "absmean, per channel": "absmean", "Falcon3-1.58bit, packed": "falcon"}
+
+
 def commands(page: Path) -> str:
     return "\n".join(re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
 
 
 @pytest.fixture
 def folder(tmp_path, tiny_checkpoint, heldout_text):
-    """model/: latents; baked/ and baked_fake_quant_model.pt: the same, baked; text.txt"""
+    """model/: latents; baked/ and baked_fake_quant_model.pt: the same, baked; text.txt; OTHERS"""
     shutil.copytree(tiny_checkpoint, tmp_path / "model")
     shutil.copytree(tiny_checkpoint, tmp_path / "baked")
     shutil.copy(heldout_text, tmp_path / "text.txt")
@@ -36,6 +41,9 @@ def folder(tmp_path, tiny_checkpoint, heldout_text):
             state[name] = torch.from_numpy(expand(grid.codes, grid.scales)).bfloat16()
     save_file(state, tmp_path / "baked" / "model.safetensors")
     torch.save(state, tmp_path / "baked_fake_quant_model.pt")
+    for family in families.FAMILIES:
+        if (name := OTHERS.get(family.name)) is not None:
+            families.rewrite(tiny_checkpoint, tmp_path / name, family.change, **family.keys)
     return tmp_path
 
 

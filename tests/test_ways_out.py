@@ -10,8 +10,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reading import matrices_of, tensors_of, values_of
+from reading import tensors_of
 from remaking import PROJECTION, foreign_tokenizer, remake
 from safetensors.torch import load_file, save_file
 
-from sherry_gguf import llama_cpp
 from sherry_gguf.cli import COMMANDS, main
 from sherry_gguf.commands import convert as convert_command
 from sherry_gguf.commands import requantize as requantize_command
@@ -166,6 +163,28 @@ def latents_with_their_zeros_applied(i):
         return torch.where(torch.from_numpy(quantize(w.float().numpy()).weights()) == 0, 0, w)
 
     return Case(i.convert(i.change(mask)), Way.DECLARE_SPARSE)
+
+
+@case
+def dense_ternary_weights_that_are_declared_sherry(i):
+    return Case(
+        i.convert(i.change(lambda _, w: torch.sign(w) * (w.abs() > 0.02) / 32, silent=False)), Way.DECLARE_TERNARY
+    )
+
+
+@case
+def dense_ternary_weights_but_for_rounding(i):
+    def bake(_, w):
+        x = w.reshape(-1, 256)
+        mean = x.abs().mean(-1, keepdim=True)
+        return (x + (x.sign() * (x.abs() >= mean / 2) * mean - x)).reshape(w.shape)
+
+    return Case(i.convert(i.change(bake)), Way.DECLARE_ROUNDED)
+
+
+@case
+def latents_of_a_dense_method_without_a_word(i):
+    return Case(i.convert(i.plain()), Way.DECLARE_DENSE)
 
 
 @case
@@ -439,24 +458,6 @@ def test_the_way_out_works(name, inputs, capsys, request):
         assert (kept == 0).sum() == kept.size // 4
 
 
-def test_dense_ternary_weights_through_upstreams_converter(inputs, capsys):
-    """The one way out that leads to another program: it keeps every weight."""
-
-    def ternary(_, w):
-        return torch.sign(w) * (w.abs() > 0.02) * 0.03125
-
-    model = inputs.change(ternary)
-    assert main(inputs.convert(model)) == 1
-    words = words_of(["convert"], Way.UPSTREAM, capsys.readouterr().err)
-    script, *flags = re.search(r"\(llama\.cpp's (.*)\)", words)[1].split()
-    command = [sys.executable, llama_cpp.source() / script, model, "--outfile", inputs.folder / "x.gguf", *flags]
-    subprocess.run([str(part) for part in command], check=True, capture_output=True)
-    tensors, values = matrices_of(inputs.folder / "x.gguf"), values_of(inputs.folder / "x.gguf")
-    down = load_file(model / "model.safetensors")["model.layers.1.mlp.down_proj.weight"].float().numpy()
-    assert tensors["blk.1.ffn_down.weight"].tensor_type.name == "TQ2_0"
-    assert np.array_equal(values["blk.1.ffn_down.weight"], down)
-
-
 def test_where_an_error_came_from(inputs, capsys):
     model = inputs.plain()
     for path in model.glob("tokenizer*"):
@@ -477,7 +478,7 @@ OF_OTHERS = {Way.MERGE}
 
 
 def test_every_way_is_followed():
-    tested = {Way.UPSTREAM, Way.WHERE, Way.NO_TYPE, *OF_BUILDS, *OF_OTHERS}  # NO_TYPE says that there is no way
+    tested = {Way.WHERE, Way.NO_TYPE, *OF_BUILDS, *OF_OTHERS}  # NO_TYPE says that there is no way
     source = Path(__file__).read_text(encoding="utf-8")
     tested |= {way for way in Way if re.search(rf"\bWay\.{way.name}\b(?=[,)\n])", source)}
     assert set(Way) == tested

@@ -3,6 +3,7 @@
 regular      what may be read at all: regular files
 json_file    of these, JSON
 stores       where tensors come from: safetensors, or a torch state dict
+packed       BitNet's packed matrices, seen as floats
 wrappers     names of tensors as wrappers around a model make them
 declared     what config.json and its like say of the training
 checkpoint   both together

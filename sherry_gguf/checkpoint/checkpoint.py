@@ -2,7 +2,8 @@
 
 Two shapes of checkpoint exist. The published trainer (AngelSlim, branch ``sherry``) saves a Hugging Face directory of
 latent weights with the quantizer's settings in ``config.json``. AngelSlim's ``main`` saves baked (fake-quantized)
-weights, as such a directory or as a bare torch state dict with no configuration beside it.
+weights, as such a directory or as a bare torch state dict with no configuration beside it. BitNet's directories may
+hold their matrices packed, which are seen here as if they were not.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import torch
 
 from sherry_gguf.checkpoint import declared
 from sherry_gguf.checkpoint.json_file import read_json
+from sherry_gguf.checkpoint.packed import unpacked
 from sherry_gguf.checkpoint.regular import is_file, require_files
 from sherry_gguf.checkpoint.stores import StateDict, Store, TensorInfo, open_directory
 from sherry_gguf.checkpoint.wrappers import require_unwrapped
-from sherry_gguf.errors import SherryError, Way
+from sherry_gguf.errors import SherryError, Way, naming
 from sherry_gguf.formats.groups import Grid
 from sherry_gguf.weights.granularity import Granularity
+from sherry_gguf.weights.ternary import Rule
 
 
 class Checkpoint:
@@ -27,6 +30,7 @@ class Checkpoint:
     directory  holds config.json and the tokenizer
     config     config.json as a dict
     ignored    names of stored tensors that are no weights (a fake quantizer's buffers)
+    gains      names of those that are Tequila's gains of dead weights, which belong to layers
     beside     names of files beside the weights that say nothing of them (scales of a quantized cache)
 
     Raises SherryError for a file that is missing, damaged, or holds more than tensors.
@@ -45,10 +49,13 @@ class Checkpoint:
             raise SherryError(f"{model}: no such file or directory")
         self.path = model
         self.config = read_json(self._config_file)
+        with naming(str(model)):
+            self._tensors = unpacked(self._tensors, self.config)
         require_files(self.directory)
         stored = self._tensors.names()
         self.ignored = [name for name in stored if declared.is_quantizer_buffer(name)]
-        self.names = [name for name in stored if name not in set(self.ignored)]
+        self.gains = [name for name in stored if name.endswith(declared.DEAD_GAIN)]
+        self.names = [name for name in stored if name not in {*self.ignored, *self.gains}]
         require_unwrapped(model, self.names)
         shapes = {name: self.info(name).shape for name in self.names}
         declared.require_counts(self.config, self._config_file, shapes)
@@ -74,6 +81,18 @@ class Checkpoint:
         if found is None:
             declared.require_no_other_method(self._saved_to, self.ignored, self.load)
         return found
+
+    def declared_rule(self) -> Rule | None:
+        """How the checkpoint says that its latents become dense ternary weights; None where it says nothing of such.
+
+        Raises SherryError for incomplete settings.
+        """
+        return declared.dense_rule(self.config, self._config_file, self._saved_to)
+
+    def dead_gains(self, weight: str) -> torch.Tensor | None:
+        """[rows, k]: what the dead weights of a layer are multiplied with, where it has a tensor for that."""
+        name = weight.removesuffix(".weight") + declared.DEAD_GAIN
+        return self.load(name) if name in self.gains else None
 
     def declared_grid(self) -> Grid:
         """Which weights make a group; SherryError for a key that names no grid."""

@@ -1,8 +1,10 @@
 """What a checkpoint says of its training.
 
-The published trainer's branch ``sherry`` writes the quantizer's settings into config.json: ``quant_method``, ``N``,
-``M``, ``granularity``, ``group_size``. AngelSlim's ``main`` writes them to angelslim_config.json, if anywhere, and its
-quantizers leave buffers among the tensors. This project adds the keys ``sherry_layers`` and ``sherry_grid``.
+The published trainers' branches ``sherry`` and ``tequila`` write the quantizer's settings into config.json:
+``quant_method``, ``N``, ``M``, ``granularity``, ``group_size``, ``eps``. AngelSlim's ``main`` writes them to
+angelslim_config.json, if anywhere, and its quantizers leave buffers among the tensors. BitNet is told by the
+architecture of its first code, or by transformers' ``quantization_config``. This project adds the keys
+``sherry_layers`` and ``sherry_grid``.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ import regex
 import torch
 
 from sherry_gguf.checkpoint.json_file import read_json
+from sherry_gguf.checkpoint.packed import is_bitnet
 from sherry_gguf.errors import SherryError, naming
 from sherry_gguf.formats.groups import GRIDS, Grid
 from sherry_gguf.weights.granularity import Granularity, parse_granularity
 from sherry_gguf.weights.refusal import SHERRY_METHOD, foreign_method
+from sherry_gguf.weights.ternary import Method, Rule
 
 # The linear layers of a decoder block, as the architectures that Sherry is trained on name them, dense or expert.
 SHERRY_LAYERS: Final = (
@@ -33,6 +37,18 @@ SHERRY_LAYERS: Final = (
 _QUANTIZERS: Final = ("weight_quantizer.", "act_quantizer.", "qkv_quantizer.", "input_quantizer.")
 KV_CACHE_SCALES: Final = "kv_cache_scales.safetensors"  # beside the model: scales of a quantized cache
 _ANGELSLIM_CONFIG: Final = "angelslim_config.json"
+DEAD_GAIN: Final = ".Lambada"  # as Tequila's third version calls the gains of dead weights, which belong to the layer
+
+# quant_method of the trainers -> Rule.method. ultraquantv2 and v3 are Tequila's second and third version.
+_DENSE: Final[dict[object, Method]] = {
+    "absmean": "absmean",
+    "twn": "twn",
+    "tequila": "tequila",  # this project's trainer
+    "ultraquantv2": "tequila",
+    "ultraquantv3": "tequila",
+}
+_OWN_GAINS: Final = "ultraquantv3"
+BITNET: Final = ("BitnetForCausalLM", "BitNetForCausalLM")  # the first code's, and transformers'
 
 
 def is_quantizer_buffer(name: str) -> bool:
@@ -55,6 +71,37 @@ def granularity(config: Mapping[str, Any], where: Path) -> Granularity | None:
         if sparsity != (3, 4):
             raise SherryError(f"the sparsity is {sparsity[0]}:{sparsity[1]}; SHERRY holds 3:4 only")
         return parse_granularity(config.get("granularity"), config.get("group_size"))
+
+
+def dense_rule(config: Mapping[str, Any], where: Path, saved_to: Path) -> Rule | None:
+    """How latents become dense ternary weights; None where nothing says that they do.
+
+    where: of config.json; saved_to: the trainer's output directory. Raises SherryError for incomplete settings.
+    """
+    settings: Mapping[str, Any] = config
+    if config.get("quant_method") is None and (saved_to / _ANGELSLIM_CONFIG).is_file():
+        where = saved_to / _ANGELSLIM_CONFIG
+        settings = _special(read_json(where))
+    said = settings.get("quant_method")
+    if (method := _DENSE.get(said) if isinstance(said, str) else None) is not None:
+        with naming(str(where)):
+            sharing = str(settings.get("granularity", "per_group")).replace("-", "_")
+            shared = parse_granularity(sharing, settings.get("group_size", 128))
+            return Rule(method, shared, None if said == _OWN_GAINS or method != "tequila" else _dead_gain(settings))
+    return Rule("bitnet") if said is None and (is_bitnet(config) or architecture(config) in BITNET) else None
+
+
+def architecture(config: Mapping[str, Any]) -> object:
+    """The first of config.json's ``architectures``; None without any."""
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names else None
+
+
+def _dead_gain(settings: Mapping[str, Any]) -> float:
+    gain = settings.get("eps")
+    if not isinstance(gain, int | float) or isinstance(gain, bool) or not math.isfinite(gain):
+        raise SherryError(f"eps is {gain!r}, and Tequila's bias is that times the dead weights")
+    return float(gain)
 
 
 def grid(config: Mapping[str, Any], where: Path) -> Grid:
@@ -86,7 +133,7 @@ def require_no_other_method(directory: Path, buffers: Iterable[str], load: Calla
     Sherry, absmean and twn leave a scale that is 1 and means nothing; lsq, seq and dlt learn theirs, dlt a gamma too.
     """
     if (directory / _ANGELSLIM_CONFIG).is_file():
-        method = _special_method(read_json(directory / _ANGELSLIM_CONFIG))
+        method = _special(read_json(directory / _ANGELSLIM_CONFIG)).get("quant_method")
         if method not in (None, SHERRY_METHOD):
             raise foreign_method(method, f"{directory / _ANGELSLIM_CONFIG}: quant_method")
     of_weights = [name for name in buffers if "weight_quantizer." in name]
@@ -101,16 +148,16 @@ def require_no_other_method(directory: Path, buffers: Iterable[str], load: Calla
         )
 
 
-def _special_method(config: Mapping[str, Any]) -> object:
-    """compression_config.(QAD|QAT).plugin_config.quant_config.special.quant_method, None if it is not there."""
+def _special(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """compression_config.(QAD|QAT).plugin_config.quant_config.special, empty if it is not there."""
     compression = config.get("compression_config")
     for trainer in ("QAD", "QAT"):
         found: Any = compression
-        for key in (trainer, "plugin_config", "quant_config", "special", "quant_method"):
+        for key in (trainer, "plugin_config", "quant_config", "special"):
             found = found.get(key) if isinstance(found, Mapping) else None
-        if found is not None:
-            return cast(object, found)
-    return None
+        if isinstance(found, Mapping):
+            return found
+    return {}
 
 
 def check_regex(pattern: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from sherry_gguf.checkpoint.checkpoint import Checkpoint
 from sherry_gguf.formats.groups import Grid
 from sherry_gguf.weights.granularity import Granularity
+from sherry_gguf.weights.ternary import Method
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,10 @@ class Source:
     """How a checkpoint is read. What is None is taken from config.json, or seen in baked weights.
 
     model          a directory, or a state dict with ``config_dir``
-    granularity    declares latent weights to be Sherry's
+    granularity    declares latent weights to be Sherry's, or those of ``method``
     sherry_layers  regex of the checkpoint's names of the quantized linear layers
     grid           of latent weights
+    method         how weights become dense ternary (``weights/ternary.py``): its latents, or such weights themselves
     allow_lossy    quantize weights that are not Sherry's all the same, which changes them
 
     trust_remote_code  execute Python files of the model where transformers needs them (``checkpoint/remote_code.py``)
@@ -30,6 +32,7 @@ class Source:
     grid: Grid | None = None
     allow_lossy: bool = False
     trust_remote_code: bool = False
+    method: Method | None = None
 
     def open(self) -> Checkpoint:
         """Raises SherryError for a file that is missing, damaged, or holds more than tensors."""

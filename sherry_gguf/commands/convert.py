@@ -20,6 +20,7 @@ from sherry_gguf.convert.pipeline import convert
 from sherry_gguf.convert.summary import Conversion, print_conversion
 from sherry_gguf.convert.type_choice import (
     AUTO,
+    DEFAULT_DENSE_TYPE,
     DEFAULT_EMBEDDING_TYPE,
     DEFAULT_TYPES,
     LIBRARY_TYPES,
@@ -71,7 +72,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--outtype",
         metavar="TYPE",
         help=f"of the Sherry layers, exact or refused: {', '.join(outtypes()[:-1])}, or {AUTO}, which takes for each "
-        f"tensor the smallest that is exact (default: {', else '.join(t.outtype for t in DEFAULT_TYPES)}; "
+        f"tensor the smallest that is exact (default: {', else '.join(t.outtype for t in DEFAULT_TYPES)}, and "
+        f"{DEFAULT_DENSE_TYPE.outtype} where weights are dense ternary; "
         f"{', '.join(t.outtype for t in tensor_types() if t.is_stock)} need no patched llama.cpp)",
     )
     types.add_argument(

@@ -10,6 +10,7 @@ from sherry_gguf.checkpoint.declared import check_regex
 from sherry_gguf.errors import SherryError
 from sherry_gguf.formats.groups import GRIDS, STRIDE
 from sherry_gguf.weights.granularity import DEFAULT_GROUP_SIZE, SHARINGS, Granularity, parse_granularity
+from sherry_gguf.weights.ternary import DECLARABLE
 
 
 def configure_source(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,12 @@ def configure_source(parser: argparse.ArgumentParser) -> None:
         f"{STRIDE} apart as in STQ1_0 (default {GRIDS[0]}; that of baked weights is seen)",
     )
     source.add_argument(
+        "--method",
+        choices=DECLARABLE,
+        help="how dense ternary weights, which are not Sherry's, come about: they are such already (ternary), or they "
+        "are latents of the method named",
+    )
+    source.add_argument(
         "--sherry-layers",
         metavar="REGEX",
         help="names of the quantized layers in the checkpoint (default: the decoder's linear layers)",
@@ -55,7 +62,14 @@ def source_of(args: argparse.Namespace) -> Source:
     """What the flags say; SherryError for flags that contradict each other or are no regular expression."""
     layers = None if args.sherry_layers is None else check_regex(args.sherry_layers)
     return Source(
-        args.model, args.config, _granularity_of(args), layers, args.grid, args.allow_lossy, args.trust_remote_code
+        args.model,
+        args.config,
+        _granularity_of(args),
+        layers,
+        args.grid,
+        args.allow_lossy,
+        args.trust_remote_code,
+        args.method,
     )
 
 

@@ -21,7 +21,9 @@ SOURCE: Final[Mapping[Way, str]] = {
     Way.LEAVE_OUT: "if this is no Sherry layer, exclude it (--sherry-layers REGEX names the others)",
     Way.ONLY_BAKED: "leave them as they are (--sherry-layers REGEX names the others)",
     Way.SEEN_GRID: "leave out --grid, which is for latent weights",
-    Way.UPSTREAM: "TQ2_0 or TQ1_0 hold such weights (llama.cpp's convert_hf_to_gguf.py --outtype tq2_0)",
+    Way.DECLARE_TERNARY: "--method ternary reads them as they are",
+    Way.DECLARE_ROUNDED: "if they were trained so, say how (--method absmean --granularity per_group --group-size 128)",
+    Way.DECLARE_DENSE: "if they are latents of a dense ternary method, name it (--method bitnet)",
     Way.TRUST_REMOTE_CODE: "--trust-remote-code executes it, for those who have read it",
     Way.CHANGE_WEIGHTS: "--allow-lossy quantizes a plain model, and changes it",
 }

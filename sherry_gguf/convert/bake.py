@@ -11,11 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert.plan import Layer
+from sherry_gguf.errors import naming
 from sherry_gguf.formats import scales as fp16
+from sherry_gguf.formats.groups import GROUP
 from sherry_gguf.weights.baked import read_baked
 from sherry_gguf.weights.granularity import Granularity
 from sherry_gguf.weights.quantize import Quantized, quantize
+from sherry_gguf.weights.ternary import Rule
 
 F32 = npt.NDArray[np.float32]
 
@@ -25,6 +29,20 @@ def quantize_layer(weights: F32, layer: Layer, granularity: Granularity) -> Quan
     if layer.source == "baked":
         return read_baked(weights, layer.grids)
     return quantize(weights, granularity, grid=layer.grids[0], allow_bare_groups=layer.source == "lossy")
+
+
+def _values(matrix: torch.Tensor, layer: Layer, granularity: Granularity, fp16_scales: bool, strict: bool) -> F32:
+    """[rows, k] -> float32[rows, k], as ``bake`` has it."""
+    if layer.rule is not None:
+        rule = layer.rule
+        values: F32 = (rule.restored(matrix) if layer.source == "rounded" else rule.values(matrix)).numpy()
+        if strict:
+            fp16.require_fit(np.abs(values).reshape(len(values), -1, GROUP).max(axis=-1), GROUP)
+        return fp16.rounded_weights(values) if fp16_scales else values
+    quantized = quantize_layer(matrix.to(torch.float32).numpy(), layer, granularity)
+    if strict:
+        fp16.require_fit(quantized.scales, quantized.piece, quantized.grid)
+    return quantized.weights(fp16.rounded(quantized.scales) if fp16_scales else None)
 
 
 def bake(
@@ -38,14 +56,24 @@ def bake(
     matrices = weights.reshape(-1, *weights.shape[-2:])
     baked = np.empty(matrices.shape, dtype=np.float32)
     for i, matrix in enumerate(matrices):
-        quantized = quantize_layer(matrix.to(torch.float32).numpy(), layer, granularity)
-        if strict:
-            fp16.require_fit(quantized.scales, quantized.piece, quantized.grid)
-        baked[i] = quantized.weights(fp16.rounded(quantized.scales) if fp16_scales else None)
+        baked[i] = _values(matrix, layer, granularity, fp16_scales, strict)
     return torch.from_numpy(baked.reshape(weights.shape))
 
 
+def bias_of(checkpoint: Checkpoint, name: str, rule: Rule) -> torch.Tensor:
+    """float32[rows]: what a layer of Tequila adds to its outputs, with the bias that is stored beside it, if any."""
+    with naming(name):
+        bias = rule.dead_bias(checkpoint.load(name), checkpoint.dead_gains(name))
+    stored = bias_name(name)
+    return bias + checkpoint.load(stored).to(torch.float32) if stored in checkpoint.names else bias
+
+
+def bias_name(weight: str) -> str:
+    """``model.layers.0.mlp.up_proj.weight`` -> that of the layer's bias."""
+    return f"{weight.removesuffix('.weight')}.bias"
+
+
 def relative_error(weights: torch.Tensor, baked: torch.Tensor) -> float:
-    """What a lossy conversion of a plain layer cost: |baked - weights| / |weights|, Frobenius norms."""
+    """What changing a layer's weights cost: |baked - weights| / |weights|, Frobenius norms."""
     difference = torch.linalg.vector_norm(baked - weights, dtype=torch.float64)
     return float(difference / torch.linalg.vector_norm(weights, dtype=torch.float64).clamp_min(1e-300))

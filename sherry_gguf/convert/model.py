@@ -20,7 +20,7 @@ import torch
 
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.checkpoint.replaced import replaced
-from sherry_gguf.convert.bake import bake, relative_error
+from sherry_gguf.convert.bake import bake, bias_name, bias_of, relative_error
 from sherry_gguf.convert.complete import require_whole_blocks
 from sherry_gguf.convert.plan import Layer, Plan
 from sherry_gguf.convert.recorder import Recorder
@@ -157,7 +157,16 @@ def _sherry_class(base: Any, job: Job) -> Any:
                     tensors[kept[0]] = kept[1]
                     if name in job.plan.layers:
                         self.recorder.layers.add(kept[0])
+            if (rule := job.plan.rule) is not None and rule.has_bias:
+                # a stored bias is replaced by the sum
+                tensors |= {
+                    bias_name(name): partial(_lazy_bias, LazyTorchTensor, job, name) for name in job.plan.layers
+                }
             return tensors
+
+        def weight_quant(self, weight: Any) -> Any:
+            """Upstream's BitNet scales what it is given by its mean, and here that has its scale already."""
+            return weight
 
         def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterator[tuple[str, Any]]:
             tensors: Iterable[tuple[str, Any]] = super().modify_tensors(data_torch, name, bid)
@@ -225,6 +234,14 @@ def _lazy(lazy_type: Any, job: Job, name: str) -> Any:
     return lazy_type(meta=meta, args=(name,), func=lambda it: to_stride(_load_baked(job, it, layer), moved))
 
 
+def _lazy_bias(lazy_type: Any, job: Job, name: str) -> Any:
+    """The bias of a layer of Tequila, as ``_lazy`` has tensors."""
+    rule = job.plan.rule
+    assert rule is not None
+    meta = lazy_type.meta_with_dtype_and_shape(torch.float32, job.checkpoint.info(name).shape[:1])
+    return lazy_type(meta=meta, args=(name,), func=lambda it: bias_of(job.checkpoint, it, rule))
+
+
 def _load_baked(job: Job, name: str, layer: Layer) -> torch.Tensor:
     with naming(name):
         weights, fp16_scales = job.checkpoint.load(name), not job.as_trained
@@ -234,6 +251,6 @@ def _load_baked(job: Job, name: str, layer: Layer) -> torch.Tensor:
             # F32 can hold them: whoever stores the tensor in another type raises this
             job.unfit_scales.append(UnfitScales(f"{name}: {error.saw}", *error.ways))
             baked = bake(weights, layer, job.plan.granularity, fp16_scales=fp16_scales, strict=False)
-        if layer.source == "lossy":
+        if layer.source in ("lossy", "rounded"):
             job.losses[name] = relative_error(weights, baked)
         return baked

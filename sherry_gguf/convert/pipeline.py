@@ -24,7 +24,7 @@ from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.convert.regridded import regridded
 from sherry_gguf.convert.settle import settle
 from sherry_gguf.convert.summary import Conversion, WrittenTensor
-from sherry_gguf.convert.type_choice import OUTPUT, TypeChoice
+from sherry_gguf.convert.type_choice import DEFAULT_DENSE_TYPE, OUTPUT, TypeChoice
 from sherry_gguf.convert.verify import require_finite
 from sherry_gguf.convert.verify import verify as verify_file
 from sherry_gguf.errors import SherryError, Way, says_no_memory
@@ -75,6 +75,8 @@ def convert(
 
     checkpoint = source.open()
     plan = make_plan(checkpoint, source)
+    if plan.rule is not None and types.outtype is None:
+        types = replace(types, outtype=DEFAULT_DENSE_TYPE.outtype)
     if regrid is not None:
         plan = regridded(plan, checkpoint)
     job = Job(checkpoint, plan, types)
@@ -196,10 +198,15 @@ def _notes(job: Job, instance: Any) -> list[str]:
     if instance.hparams.get("tie_word_embeddings") and OUTPUT in names:
         notes.append(f"the tied embedding is written twice, as {OUTPUT} in {types.output}")
     others = [name for name in recorder.with_choice if name.startswith("blk.") and name not in recorder.baked]
+    if restored := sum(layer.source == "rounded" for layer in job.plan.layers.values()):
+        notes.append(
+            f"{restored} layers were saved as w + (q - w), which rounding moves from q: the file has q, as was trained"
+        )
     if others:
+        what = "Sherry" if job.plan.rule is None else "dense ternary"
         layers = sorted({name.split(".", 2)[2].removesuffix(".weight") for name in others})
         notes.append(
-            f"{len(others)} matrices of the blocks are no Sherry layers: {', '.join(layers)}; "
+            f"{len(others)} matrices of the blocks are no {what} layers: {', '.join(layers)}; "
             f"if these were trained as such, name them too"
         )
     return notes

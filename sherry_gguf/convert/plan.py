@@ -1,27 +1,34 @@
-"""Which weights of a checkpoint are Sherry layers, and how each is read. Nothing is written here."""
+"""Which weights of a checkpoint are Sherry layers, and how each is read. Nothing is written here.
+
+A checkpoint of dense ternary weights, which has no Sherry layers, is read by the ``Rule`` of its method instead. Its
+layers then go the same way: they are baked, and a type holds them exactly or is refused.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 
 from sherry_gguf.checkpoint import Checkpoint, Source
-from sherry_gguf.checkpoint.declared import matching
+from sherry_gguf.checkpoint.declared import architecture, matching
+from sherry_gguf.convert.settings import require_graph
 from sherry_gguf.errors import SherryError, Way, naming
 from sherry_gguf.formats.groups import STRIDE, Grid
 from sherry_gguf.weights import refusal
 from sherry_gguf.weights.detect import Family, Look, detect
 from sherry_gguf.weights.granularity import DEFAULT_GROUP_SIZE, Granularity
 from sherry_gguf.weights.quantize import PIECE
+from sherry_gguf.weights.ternary import Rule
 
 _SAMPLE_ROWS = 64
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-Reading = Literal["latent", "baked", "lossy"]
+Reading = Literal["latent", "baked", "rounded", "lossy"]
+_BIASED = "LlamaForCausalLM"  # llama.cpp has a place for the bias of each linear layer of this architecture
 
 
 @dataclass(frozen=True)
@@ -30,10 +37,12 @@ class Layer:
 
     latent  the trainer's float weights: quantized as the trained forward does, which loses nothing
     baked   ternary already: codes and scales are read off
+    rounded  ternary but for rounding, as a trainer saves w + (q - w) for q: its scales are restored
     lossy   a plain model's weights, which the user allowed to be changed
 
     piece  the weights of a row that share a scale and would lie in one block; 128 where SHERRY's blocks fit
-    grids  of which weights its groups are; a baked layer may fit both grids
+    grids  of which weights its groups are; a baked layer may fit both grids, a dense ternary one has none
+    rule   of a dense ternary layer
 
     Those of baked layers are read off a sample of rows.
     """
@@ -41,6 +50,7 @@ class Layer:
     source: Reading
     piece: int
     grids: tuple[Grid, ...]
+    rule: Rule | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,15 @@ class Plan:
     granularity: Granularity
     moved: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
+    @property
+    def rule(self) -> Rule | None:
+        """Of all layers, where they are dense ternary; None where they are Sherry's."""
+        rules = [layer.rule for layer in self.layers.values() if layer.rule is not None]
+        return next((rule for rule in rules if rule.method != "ternary"), rules[0] if rules else None)
+
     def summary(self) -> str:
+        if self.rule is not None:
+            return self._dense_summary(self.rule)
         sources = [layer.source for layer in self.layers.values()]
         count = {source: sources.count(source) for source in ("latent", "baked", "lossy")}
         parts = [f"{n} {source}" for source, n in count.items() if n]
@@ -62,6 +80,16 @@ class Plan:
         apart = sum("consecutive" not in layer.grids for layer in self.layers.values())
         stride = f", {apart} of them with groups of weights {STRIDE} apart" if apart else ""
         return f"{' and '.join(parts)} Sherry layers{scales}{stride}"
+
+    def _dense_summary(self, rule: Rule) -> str:
+        sources = [layer.source for layer in self.layers.values()]
+        parts = {
+            "latent": f"latents of {rule}",
+            "baked": "dense ternary already",
+            "rounded": f"{rule} but for rounding",
+        }
+        said = [f"{sources.count(source)} {what}" for source, what in parts.items() if source in sources]
+        return f"dense ternary layers: {' and '.join(said)}"
 
 
 def make_plan(checkpoint: Checkpoint, source: Source | None = None) -> Plan:
@@ -72,7 +100,16 @@ def make_plan(checkpoint: Checkpoint, source: Source | None = None) -> Plan:
     Raises SherryError for a checkpoint that is not Sherry, saying what was seen and what would fit.
     """
     source = source or Source(checkpoint.path)
-    looks = _look_at_layers(checkpoint, source)
+    require_graph(checkpoint.config, checkpoint.path)
+    looks = look_at_layers(checkpoint, source)
+    rule = None if source.allow_lossy else _dense_rule(checkpoint, looks, source)
+    if checkpoint.gains and (rule is None or not rule.has_bias or rule.dead_gain is not None):
+        raise SherryError(
+            f"{checkpoint.path}: {checkpoint.gains[0]} belongs to Tequila's third version (ultraquantv3), "
+            f"and config.json does not name that"
+        )
+    if rule is not None:
+        return _dense_plan(checkpoint, looks, rule)
     declared = source.granularity or _declared(checkpoint, source.allow_lossy)
     if not source.allow_lossy:
         _require_sherry(checkpoint, looks, declared)
@@ -95,7 +132,66 @@ def make_plan(checkpoint: Checkpoint, source: Source | None = None) -> Plan:
     return Plan(layers, granularity)
 
 
-def _look_at_layers(checkpoint: Checkpoint, source: Source) -> dict[str, Look]:
+def _dense_rule(checkpoint: Checkpoint, looks: Mapping[str, Look], source: Source) -> Rule | None:
+    """How the layers become dense ternary weights: as the user or the checkpoint says, or as they are seen to be.
+
+    None for a checkpoint that is, or should be, Sherry's. What is seen wins over what the checkpoint says.
+    """
+    families = {look.family for look in looks.values() if look.zeros < 1}
+    if source.method is not None:
+        return Rule(source.method, source.granularity or Granularity())
+    if Family.SHERRY in families:
+        return None
+    if (declared := checkpoint.declared_rule()) is not None:
+        return replace(declared, granularity=source.granularity or declared.granularity)
+    if source.granularity or families != {Family.TERNARY} or _declared(checkpoint, allow_lossy=False):
+        return None
+    return Rule("ternary")
+
+
+def _dense_plan(checkpoint: Checkpoint, looks: Mapping[str, Look], rule: Rule) -> Plan:
+    readings: dict[Family, Reading] = {Family.TERNARY: "baked"}
+    if rule.method != "ternary":
+        readings[Family.FLOAT] = "latent"
+    if rule.method in ("absmean", "twn"):
+        readings[Family.ROUNDED] = "rounded"
+        if any(look.family is Family.ROUNDED for look in looks.values()):
+            readings[Family.TERNARY] = "rounded"  # it was saved by the same code, and little of it was moved
+    foreign = [name for name, look in looks.items() if look.zeros < 1 and look.family not in readings]
+    if foreign:
+        raise refusal.foreign_weights(str(checkpoint.path), looks, foreign)
+    if rule.has_bias:
+        _require_biases(checkpoint, looks)
+    layers = {}
+    for name, look in looks.items():
+        reading = readings.get(look.family, "baked")
+        rows, row_length = checkpoint.info(name).shape[-2:]
+        with naming(name):
+            if reading != "baked":
+                rule.granularity.run_length(rows, row_length)
+            if rule.has_bias and rule.dead_gain is None and checkpoint.dead_gains(name) is None:
+                raise SherryError("has no gains of dead weights beside it (Lambada); download the checkpoint again")
+        layers[name] = Layer(reading, math.gcd(row_length, PIECE), (), Rule("ternary") if reading == "baked" else rule)
+    return Plan(layers, rule.granularity)
+
+
+def _require_biases(checkpoint: Checkpoint, looks: Mapping[str, Look]) -> None:
+    """Raise SherryError where Tequila's bias cannot be merged: dead weights are gone, or there is no place for it."""
+    baked = [name for name, look in looks.items() if look.family is not Family.FLOAT]
+    if baked:
+        raise SherryError(
+            f"{checkpoint.path}: {len(baked)} of {len(looks)} layers, the first {baked[0]}, are no latents: "
+            f"Tequila's dead weights, which make a bias, are gone"
+        )
+    if (found := architecture(checkpoint.config)) != _BIASED:
+        raise SherryError(
+            f"{checkpoint.path}: Tequila adds a bias to each linear layer, for which llama.cpp has a place in "
+            f"{_BIASED}, not in {found}"
+        )
+
+
+def look_at_layers(checkpoint: Checkpoint, source: Source) -> dict[str, Look]:
+    """What each layer looks like, by some of its rows. Raises SherryError where there are none, or one is no matrix."""
     layers = checkpoint.declared_layers() if source.sherry_layers is None else source.sherry_layers
     names = matching(layers, checkpoint.names)
     if not names:

@@ -20,6 +20,8 @@ def regridded(plan: Plan, checkpoint: Checkpoint) -> Plan:
     """
     infos = {name: checkpoint.info(name) for name in checkpoint.names}
     with naming(str(checkpoint.path)):
+        if plan.rule is not None:
+            raise SherryError("its weights are dense ternary, without groups to put in another order", Way.NO_REGRID)
         moved = moved_dims({name: info.shape for name, info in infos.items()}, checkpoint.config)
         for name, info in infos.items():
             if not info.dtype.is_floating_point:

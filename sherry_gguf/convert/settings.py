@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from sherry_gguf.checkpoint.declared import BITNET, architecture
+from sherry_gguf.checkpoint.packed import is_bitnet
 from sherry_gguf.errors import SherryError
 
 # llama.cpp computes x * sigmoid(x) in the feed-forward layers of these, whatever config.json says.
@@ -27,6 +30,24 @@ def with_architecture(hparams: dict[str, Any]) -> dict[str, Any]:
     return {**hparams, "architectures": [found]}
 
 
+def require_graph(config: Mapping[str, Any], where: Path) -> None:
+    """Raise SherryError for a model that llama.cpp has under its architecture's name, and computes otherwise.
+
+    Asked before any weight is read. where: what messages name.
+    """
+    found, activation = architecture(config), config.get("hidden_act", "silu")
+    if found in BITNET and activation not in _SILU:
+        raise SherryError(
+            f"{where}: is {found} with the activation {activation}, as Microsoft's BitNet b1.58 2B4T is; llama.cpp's "
+            f"graph of that name computes silu, and its converter reads a SentencePiece tokenizer alone"
+        )
+    quantization = config.get(QUANTIZATION)
+    if isinstance(quantization, Mapping) and quantization.get("use_rms_norm"):
+        raise SherryError(
+            f"{where}: has a norm before each linear layer (use_rms_norm), for which llama.cpp has no place in {found}"
+        )
+
+
 def require_computed(hparams: Mapping[str, Any], architecture: str) -> None:
     """Raise SherryError for an activation that llama.cpp does not compute in this architecture, as GGUF names it."""
     found = hparams.get("hidden_act", "silu")
@@ -43,5 +64,5 @@ def notes(config: Mapping[str, Any], eos: int | None) -> Iterator[str]:
             f"config.json names more end tokens than {eos}, which is the file's: {', '.join(map(str, others))}; "
             f"llama.cpp ends at those whose text it knows as an end of turn, and at no others"
         )
-    if QUANTIZATION in config:
+    if QUANTIZATION in config and not is_bitnet(config):
         yield f"ignored {QUANTIZATION} of config.json: the weights are not quantized"

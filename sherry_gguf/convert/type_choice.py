@@ -12,6 +12,7 @@ from sherry_gguf.formats.sherry import SHERRY
 from sherry_gguf.formats.sherry_g32 import SHERRY_G32
 from sherry_gguf.formats.table import named, tensor_types
 from sherry_gguf.formats.tensor_type import TensorType
+from sherry_gguf.formats.tq2_0 import TQ2_0
 
 # gguf-py quantizes these in NumPy; the others only C does, in the built library. Names as llama-quantize spells them.
 NUMPY_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
@@ -21,6 +22,7 @@ DEFAULT_EMBEDDING_TYPE = "q8_0"
 # For the Sherry layers: for every tensor the smallest type that holds it, of all types or, by default, of these.
 AUTO = "auto"
 DEFAULT_TYPES = (SHERRY, SHERRY_G32)
+DEFAULT_DENSE_TYPE = TQ2_0  # of dense ternary layers
 
 TOKEN_EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"

@@ -17,8 +17,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sherry_gguf.checkpoint import Checkpoint
-from sherry_gguf.convert.bake import bake
+from sherry_gguf.convert.bake import bake, bias_name, bias_of
 from sherry_gguf.convert.plan import Plan
+from sherry_gguf.convert.settings import QUANTIZATION
 from sherry_gguf.errors import SherryError, naming
 
 F32 = npt.NDArray[np.float32]
@@ -57,6 +58,8 @@ def trained_weights(checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = F
             with naming(name):
                 tensor = bake(tensor, layer, plan.granularity, fp16_scales=fp16_scales, strict=False)
         tensors[name] = tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+    if plan.rule is not None and plan.rule.has_bias:
+        tensors |= {bias_name(name): bias_of(checkpoint, name, plan.rule) for name in plan.layers}
     return tensors
 
 
@@ -71,6 +74,10 @@ def load(
     """
     with _transformers_errors(checkpoint.directory, "no model of this config.json"):
         config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
+        if hasattr(config, QUANTIZATION):
+            delattr(config, QUANTIZATION)  # the weights come as floats, whatever they were
+        if plan.rule is not None and plan.rule.has_bias:
+            config.attention_bias = config.mlp_bias = True
         with torch.device("meta"):
             model_class = type(AutoModelForCausalLM.from_config(config))
     tensors = trained_weights(checkpoint, plan, fp16_scales=fp16_scales)

@@ -8,7 +8,6 @@ from typing import Final
 
 from sherry_gguf.errors import Advice, SherryError, Way
 from sherry_gguf.formats.tensor_type import TensorType
-from sherry_gguf.formats.tq2_0 import TQ2_0
 from sherry_gguf.weights.detect import Family, Look
 from sherry_gguf.weights.fit import Misfit
 
@@ -19,7 +18,11 @@ _METHODS: Final = {
     "absmean": "dense ternary weights, 0 or the mean magnitude",
     "twn": "dense ternary weights, 0 or the mean of the kept magnitudes",
     "tequila": "dense ternary weights and biases made of dead ones",
-    "ultraquant": "dense ternary weights and biases made of dead ones (Tequila)",
+    "ultraquantv2": "dense ternary weights and biases made of dead ones (Tequila)",
+    "ultraquantv3": "dense ternary weights and biases made of dead ones (Tequila)",
+    "ultraquantv4": "nothing: its published forward is not finished (Tequila)",
+    "ultraquant": "dense ternary weights, and dead ones that act on the signs of inputs, for which llama.cpp has no "
+    "place (Tequila's first version)",
     "binary": "weights of one magnitude, without zeros",
     "lsq": "integer levels times a learned scale",
     "seq": "levels of halves (0.5 and 1.5, with both signs) times a learned scale",
@@ -31,7 +34,9 @@ def foreign_method(method: object, said_by: str) -> SherryError:
     """For a checkpoint that says it was trained by another method. said_by: what says so, such as a key."""
     known = next((what for name, what in _METHODS.items() if str(method).startswith(name)), None)
     what = f", which gives {known}" if known else ""
-    return SherryError(f"{said_by} is {method!r}, not {SHERRY_METHOD!r}{what}; only Sherry's weights are converted")
+    return SherryError(
+        f"{said_by} is {method!r}, not {SHERRY_METHOD!r}{what}; only Sherry's and dense ternary weights are converted"
+    )
 
 
 def foreign_weights(where: str, looks: Mapping[str, Look], foreign: Sequence[str]) -> SherryError:
@@ -45,18 +50,15 @@ def foreign_weights(where: str, looks: Mapping[str, Look], foreign: Sequence[str
     ways = [Way.CHANGE_WEIGHTS]
     if family is Family.SPARSE:
         ways.insert(0, Way.DECLARE_SPARSE)
-    if family is Family.TERNARY and all(_fits_dense_types(looks[name]) for name in names):
-        ways.insert(0, Way.UPSTREAM)
+    if family is Family.TERNARY and len(names) == len(looks):
+        ways.insert(0, Way.DECLARE_TERNARY)
+    if family is Family.ROUNDED and {look.family for look in looks.values()} <= {family, Family.TERNARY}:
+        ways.insert(0, Way.DECLARE_ROUNDED)
     return SherryError(
         f"{where}: {len(names)} of {len(looks)} layers, the first {names[0]}, are {family.value}: "
         f"{look.zeros:.1%} zeros{scales}",
         *ways,
     )
-
-
-def _fits_dense_types(look: Look) -> bool:
-    shared = look.granularity
-    return shared is not None and (shared.sharing != "per_group" or shared.group_size % TQ2_0.block == 0)
 
 
 def undeclared(where: str, floats: Sequence[str], total: int) -> SherryError:
@@ -67,11 +69,12 @@ def undeclared(where: str, floats: Sequence[str], total: int) -> SherryError:
             f"trained with Sherry",
             Way.DECLARE,
             Way.DECLARE_STRIDE,
+            Way.DECLARE_DENSE,
             Way.CHANGE_WEIGHTS,
         )
     return SherryError(
         f"{where}: {len(floats)} of {total} layers, the first {floats[0]}, hold {Family.FLOAT.value} beside baked "
-        f"Sherry layers",
+        f"layers",
         Way.ONLY_BAKED,
         Way.DECLARE,
     )

@@ -114,7 +114,6 @@ def test_a_state_dict_beside_its_folder(baked, pinned_gguf, tmp_path):
 
 VALUES = {
     "absmean": "dense ternary but for rounding in bf16",
-    "twn": "dense ternary, with no fixed number of zeros",
     "lsq": "quantized to a few levels, and not ternary",
     "seq": "four levels, 1 and 3 halves of a scale with both signs (seq, baked)",
     "one_bit": "binary: two values of equal magnitude",

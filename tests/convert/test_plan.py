@@ -119,10 +119,12 @@ def grids(plan) -> list[tuple[str, ...]]:
 
 
 def test_another_grid_is_refused_with_what_fits(checkpoint):
-    for config in ({}, SHERRY):
-        with pytest.raises(SherryError, match=r"dense ternary.*TQ2_0") as caught:
-            plan_of(checkpoint(ternary(), ternary(), config=config))
-        assert "2 of 2 layers, the first model.layers.0.mlp.up_proj.weight" in str(caught.value)
+    with refused(r"dense ternary.*--method ternary") as caught:
+        plan_of(checkpoint(ternary(), ternary(), config=SHERRY))
+    assert "2 of 2 layers, the first model.layers.0.mlp.up_proj.weight" in str(caught.value)
+    assert plan_of(checkpoint(ternary(), ternary())).rule.method == "ternary"
+    with refused("1 of 2 layers, the first model.layers.1.mlp.up_proj.weight, are dense ternary"):
+        plan_of(checkpoint(baked(), ternary()))
     assert sources(plan_of(checkpoint(ternary()), allow_lossy=True)) == ["lossy"]
 
 
@@ -221,8 +223,8 @@ def test_no_latents_in_a_state_dict(tmp_path, dtype):
 
 
 def test_another_method_in_config_is_refused(checkpoint):
-    with pytest.raises(SherryError, match="tequila"):
-        plan_of(checkpoint(floats(), config={**SHERRY, "quant_method": "tequila"}))
+    with pytest.raises(SherryError, match="'binary', not 'sherry', which gives weights of one magnitude"):
+        plan_of(checkpoint(floats(), config={**SHERRY, "quant_method": "binary"}))
 
 
 def test_no_layer_matches(checkpoint):
