@@ -19,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -74,6 +76,16 @@ def pack(ternary: Tensor) -> Tensor:
     """pack_weights of transformers: four values of a column in a byte, a quarter of the rows apart."""
     first, second, third, fourth = (ternary + 1).to(torch.uint8).chunk(4)
     return first | second << 2 | third << 4 | fourth << 6
+
+
+def i2_s(weights: npt.NDArray[np.float32], layout: str) -> npt.NDArray[np.uint8]:
+    """A matrix with one scale -> the bytes of a tensor, as bitnet.cpp's quantize_i2_s has them for x86 and for ARM."""
+    stride = {"x86": 32, "arm": 16}[layout]
+    codes = (np.sign(weights) + 1).astype(np.uint8).reshape(-1, 4, stride)
+    packed = codes[:, 0] << 6 | codes[:, 1] << 4 | codes[:, 2] << 2 | codes[:, 3]
+    scale = np.zeros(8, dtype="<f4")
+    scale[0] = np.abs(weights).max()
+    return np.concatenate([packed.reshape(-1), scale.view(np.uint8)])
 
 
 def rewrite(model: Path, to: Path, change: Callable[[str, Tensor], dict[str, Tensor]], **keys: object) -> Path:

@@ -46,6 +46,9 @@ class Way(Enum):
     AUTO_NO_REGRID = "leave its channels in their order, and take for each tensor the smallest type that holds it"
     REGRID_TYPE = "ask for {0}, the type that it is for"
 
+    # reading a file
+    I2S_LAYOUT = "say which of them it is"
+
     # writing
     OTHER_OUTFILE = "choose another output file"
     REPLACE = "allow replacing it"

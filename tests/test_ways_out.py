@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 import shutil
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -331,6 +332,14 @@ def a_folder_that_is_not_there(i):
 def a_requantized_type_that_does_not_fit(i):
     line = ["requantize", str(i.gguf()), "--outtype", "stq1_0", *i.out()]
     return Case(line, Way.ALL_FIT)
+
+
+@case
+def a_file_of_bitnet_cpp(i):
+    """One tensor, ``w``, of two rows of 256 zeros in I2_S."""
+    head = b"GGUF" + struct.pack("<IQQQ1sIQQIQ", 3, 1, 0, 1, b"w", 2, 256, 2, 36, 0)
+    (i.folder / "i2_s.gguf").write_bytes(head + bytes(-len(head) % 32) + b"\x55" * 128 + struct.pack("<f28x", 0.5))
+    return Case(["requantize", str(i.folder / "i2_s.gguf"), "--outtype", "tq2_0", *i.out()], Way.I2S_LAYOUT)
 
 
 @case

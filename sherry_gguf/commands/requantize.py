@@ -9,16 +9,28 @@ from pathlib import Path
 from sherry_gguf.commands import ways_out
 from sherry_gguf.errors import Way
 from sherry_gguf.files.requantize import requantize
+from sherry_gguf.formats.i2_s import LAYOUTS
 from sherry_gguf.formats.table import named, tensor_types
 
-WAYS = {**ways_out.OUTFILE, **ways_out.GGUF, Way.ALL_FIT: "all fit --outtype {0}"}
+WAYS = {
+    **ways_out.OUTFILE,
+    **ways_out.GGUF,
+    Way.ALL_FIT: "all fit --outtype {0}",
+    Way.I2S_LAYOUT: "say which it is (--i2s-layout x86, arm or columns)",
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     outtypes = tuple(tensor_type.outtype for tensor_type in tensor_types())
-    parser.add_argument("file", type=Path, help=f"a GGUF file with tensors in {', '.join(outtypes)}")
+    parser.add_argument("file", type=Path, help=f"a GGUF file with tensors in {', '.join(outtypes)}, i2_s")
     parser.add_argument("--outtype", required=True, type=str.lower, choices=outtypes, help="of all ternary tensors")
+    parser.add_argument(
+        "--i2s-layout",
+        choices=LAYOUTS,
+        help="how the bytes of I2_S tensors of bitnet.cpp lie, which no file tells: as its builds for x86 and its "
+        "converter write them, as those for ARM do, or four rows in a byte, as its x86 builds without ACT_PARALLEL do",
+    )
     parser.add_argument("--outfile", type=Path, help="default: beside the file, named after it and the type")
     parser.add_argument("--force", action="store_true", help="replace an existing outfile")
 
@@ -26,5 +38,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     wanted = named(args.outtype)
     assert wanted is not None
-    print(requantize(args.file, wanted, args.outfile, force=args.force, progress=sys.stderr.isatty()))
+    print(
+        requantize(
+            args.file,
+            wanted,
+            args.outfile,
+            i2s_layout=args.i2s_layout,
+            force=args.force,
+            progress=sys.stderr.isatty(),
+        )
+    )
     return 0

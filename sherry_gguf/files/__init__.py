@@ -4,6 +4,7 @@
     tensor      a tensor, which knows its type and yields its weights
     identify    which type a tensor really has: ids lie, the spans of bytes do not
     gguf_file   a file opened: header and tensors
+    i2_s        tensors of bitnet.cpp, in the layout that somebody names
     statistics  what a ternary tensor is like
     outfile     new files that are complete or absent
     rewrite     a file with other types for some tensors

@@ -1,9 +1,10 @@
 """Which type a tensor of a file really has.
 
-Ids up to 42 are llama.cpp's, as the pin numbers them. STQ1_0 was written under 42, which is Q2_0 now, under 43 and
-under 253; other private ids may be SHERRY's, 512 is. So the bytes decide, once for all tensors of a file that share an
-id: a type fits if the **padded** span of every tensor is what the type needs. Up to alignment 64, Q2_0 and STQ1_0 never
-fit the same tensor; where tensors are small and the alignment is large both may, and then nothing can tell.
+Ids up to 42 are llama.cpp's, as the pin numbers them; bitnet.cpp has types of its own under 36, 38 and 39. STQ1_0 was
+written under 42, which is Q2_0 now, under 43 and under 253; other private ids may be SHERRY's, 512 is. So the bytes
+decide, once for all tensors of a file that share an id: a type fits if the **padded** span of every tensor is what the
+type needs. Up to alignment 64, Q2_0 and STQ1_0 never fit the same tensor; where tensors are small and the alignment is
+large both may, and then nothing can tell.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import cache
 from sherry_gguf.errors import SherryError
 from sherry_gguf.files.header import Header, TensorInfo
 from sherry_gguf.files.tensor import FileTensor
+from sherry_gguf.formats.i2_s import BITNET_TYPES, I2_S
 from sherry_gguf.formats.table import LAST_UPSTREAM_ID, known_as, named, tensor_types
 from sherry_gguf.formats.tensor_type import BlockType
 
@@ -72,6 +74,8 @@ def _fits(block_type: BlockType, tensor: TensorInfo, header: Header) -> bool:
 
 
 def _decide(type_id: int, tensors: Sequence[TensorInfo], header: Header) -> list[FileTensor]:
+    if (bitnet := _bitnet(type_id, tensors, header)) is not None:
+        return bitnet
     claims = _claims(type_id)
     if len(claims) == 1 and type_id in upstream_types():
         return [_known(tensor, claims[0], header) for tensor in tensors]
@@ -85,6 +89,28 @@ def _decide(type_id: int, tensors: Sequence[TensorInfo], header: Header) -> list
         return _contradicting(tensors, claims, header)
     guess = _guess(tensors, header)
     return [FileTensor(tensor, header, guess) for tensor in tensors]
+
+
+def _bitnet(type_id: int, tensors: Sequence[TensorInfo], header: Header) -> list[FileTensor] | None:
+    """Tensors of bitnet.cpp, if the id is one of its own and all have the bytes of its type."""
+    found = BITNET_TYPES.get(type_id)
+    if found is None or not all(_has_one_of(found.sizes(tensor.shape), tensor, header) for tensor in tensors):
+        return None
+    upstream = upstream_types().get(type_id)
+    if upstream is not None and all(_fits(upstream, tensor, header) for tensor in tensors):
+        return None
+    if found is I2_S:
+        return [FileTensor(tensor, header, found) for tensor in tensors]
+    said = (
+        f"is {found.name} of bitnet.cpp, whose bytes are in the order of kernels for one shape of matrix; "
+        f"convert the original checkpoint instead"
+    )
+    return [FileTensor(tensor, header, found, said) for tensor in tensors]
+
+
+def _has_one_of(sizes: Sequence[int], tensor: TensorInfo, header: Header) -> bool:
+    ends_the_file = tensor.stop == len(header.data)
+    return any(tensor.span == header.padded(n) or (tensor.span == n and ends_the_file) for n in sizes)
 
 
 def _claims(type_id: int) -> list[BlockType]:

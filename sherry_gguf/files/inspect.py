@@ -15,6 +15,7 @@ from sherry_gguf.files.header import FILE_TYPE_KEY
 from sherry_gguf.files.identify import upstream_types
 from sherry_gguf.files.statistics import Statistics, statistics_of
 from sherry_gguf.files.tensor import FileTensor
+from sherry_gguf.formats.i2_s import I2_S
 from sherry_gguf.formats.table import VERSION_KEY, tensor_types
 
 UNKNOWN = "unknown"
@@ -132,6 +133,8 @@ def _oddities(tensors: Sequence[FileTensor]) -> list[str]:
         if tensor.type is None:
             private = " nor ".join(t.name for t in tensor_types() if not t.is_stock)
             said.append(f"{label}: unknown, and neither {private} by its bytes")
+        elif tensor.type is I2_S:
+            said.append(f"{label}: I2_S of bitnet.cpp, whose bytes are in the order of the machine that wrote the file")
         elif found is None or found.is_stock:
             continue
         elif type_id in upstream_types():

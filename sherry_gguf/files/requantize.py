@@ -12,9 +12,11 @@ from tqdm import tqdm
 from sherry_gguf.errors import SherryError, Way, naming
 from sherry_gguf.files.gguf_file import GgufFile, open_gguf
 from sherry_gguf.files.header import FILE_TYPE_KEY
+from sherry_gguf.files.i2_s import I2sTensor, with_layout
 from sherry_gguf.files.outfile import rename_durably, require_free, temporary_beside
 from sherry_gguf.files.rewrite import new_entries, rewrite
 from sherry_gguf.files.tensor import FileTensor
+from sherry_gguf.formats.i2_s import FILE_TYPE, I2_S, Layout
 from sherry_gguf.formats.table import format_version
 from sherry_gguf.formats.tensor_type import TensorType
 from sherry_gguf.weights import refusal
@@ -23,27 +25,43 @@ from sherry_gguf.weights.fit import holders, misfit
 
 @dataclass(frozen=True)
 class Requantized:
-    """outfile: None where there was nothing to do. tensors: how many, of all the types that were."""
+    """outfile: None where there was nothing to do. tensors: how many, of all the types that were.
+
+    rounding: how far the scales of I2_S are from float32's, by their own size; None without such tensors
+    """
 
     outfile: Path | None
     type_name: str
     tensors: int
     was: tuple[str, ...] = ()
+    rounding: float | None = None
 
     def __str__(self) -> str:
         if self.outfile is None:
             return f"nothing to do: all {self.tensors} ternary tensors are {self.type_name}"
         return (
             f"wrote {self.outfile}: {self.tensors} tensors, {' and '.join(self.was)} before, are {self.type_name} now; "
-            f"verified: every weight is as it was, and so are all other tensors and metadata"
+            f"verified: every weight is as it was, and so are all other tensors and metadata{self._rounded()}"
         )
+
+    def _rounded(self) -> str:
+        if self.rounding is None:
+            return ""
+        return f"; I2_S's scales were rounded to fp16, by {self.rounding:.1e} at most (half an fp16 ulp: 4.9e-04)"
 
 
 def requantize(
-    path: Path, wanted: TensorType, outfile: Path | None = None, *, force: bool = False, progress: bool = False
+    path: Path,
+    wanted: TensorType,
+    outfile: Path | None = None,
+    *,
+    i2s_layout: Layout | None = None,
+    force: bool = False,
+    progress: bool = False,
 ) -> Requantized:
     """Write the file with all its ternary tensors in the type ``wanted``.
 
+    i2s_layout: how the bytes of I2_S tensors lie, which a file does not tell.
     outfile: default beside the file, named after it and the type. Metadata and other tensors keep their bytes, but for
     general.file_type where it is that of a type that goes, and sherry.format_version, which belongs to Sherry's own
     types. Nothing is written where there is nothing to do. Raises SherryError, and then leaves all files as they were,
@@ -53,6 +71,7 @@ def requantize(
     file = open_gguf(path)
     file.require_whole()
     file.require_types()
+    file = with_layout(file, i2s_layout)
     ternary = [tensor for tensor in tqdm(file.tensors, desc="Reading", disable=not progress) if _is_ternary(tensor)]
     if not ternary:
         raise SherryError(f"{path}: has no ternary tensors", Way.INSPECT(path))
@@ -71,11 +90,14 @@ def requantize(
         _verify(file, temporary, changed, entries, progress)
         rename_durably(temporary, target, force)
     was = tuple(sorted({tensor.type_name for tensor in members if tensor.type_name}))
-    return Requantized(target, wanted.name, len(members), was)
+    rounding = [tensor.rounding() for tensor in members if isinstance(tensor, I2sTensor)]
+    return Requantized(target, wanted.name, len(members), was, max(rounding, default=None))
 
 
 def _is_ternary(tensor: FileTensor) -> bool:
     """Whether the tensor takes part; SherryError for one of a ternary type that has more magnitudes than one."""
+    if isinstance(tensor, I2sTensor):
+        return tensor.info.weights > 0
     tensor_type = tensor.ternary_type
     if tensor_type is None or not tensor.info.weights:
         return False
@@ -114,6 +136,8 @@ def _new_file_type(file: GgufFile, members: Sequence[FileTensor], wanted: Tensor
     """None where general.file_type is not that of a type that goes."""
     theirs: set[int | None] = set()
     for tensor in members:
+        if tensor.type is I2_S:
+            theirs.add(FILE_TYPE)
         if tensor.ternary_type is not None:
             theirs |= {tensor.ternary_type.file_type, tensor.ternary_type.seen.get(tensor.info.type_id)}
     return wanted.file_type if file.value(FILE_TYPE_KEY) in theirs - {None} else None

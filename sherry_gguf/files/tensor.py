@@ -18,6 +18,11 @@ U8 = npt.NDArray[np.uint8]
 _CHUNK = 1 << 22  # weights at a time, or one row
 
 
+def rows_at_a_time(row: int) -> int:
+    """Of rows of that many weights, those of a chunk."""
+    return max(1, _CHUNK // max(row, 1))
+
+
 @dataclass(frozen=True)
 class FileTensor:
     """info, header: where it is, and in which file.
@@ -71,7 +76,7 @@ class FileTensor:
     def chunks(self) -> Iterator[Planes]:
         """Its weights, rows by rows. The tensor has a ``ternary_type``. Memory: a few times 4 M weights, or a row."""
         assert self.ternary_type is not None
-        rows, step = self.rows, max(1, _CHUNK // max(self.info.row, 1))
+        rows, step = self.rows, rows_at_a_time(self.info.row)
         for start in range(0, len(rows), step):
             yield self.ternary_type.decode(rows[start : start + step])
 

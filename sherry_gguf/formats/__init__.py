@@ -6,6 +6,7 @@
     tensor_type     the record that says everything in which types differ
     code_blocks     blocks of group codes, the layout that SHERRY, SHERRY_G32 and STQ1_0 share
     sherry, sherry_g32, stq1_0, tq1_0, tq2_0, q2_0, q4_0    one layout each, with its record
+    i2_s            bitnet.cpp's types, of which one can be read
     table           all records, smallest type first
     registration    gguf-py, taught the types that it lacks
 

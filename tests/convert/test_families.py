@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import families as f
 import numpy as np
@@ -17,6 +18,11 @@ from sherry_gguf.cli import run_command
 from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.errors import SherryError
+from sherry_gguf.files.gguf_file import open_gguf
+from sherry_gguf.files.requantize import requantize
+from sherry_gguf.files.rewrite import new_entries, rewrite
+from sherry_gguf.formats.i2_s import I2_S
+from sherry_gguf.formats.tq2_0 import TQ2_0
 from sherry_gguf.weights.granularity import Granularity
 
 SMALL = {"num_hidden_layers": 1, "vocab_size": 4096}
@@ -201,6 +207,20 @@ def test_packed(llama, tmp_path, linear_class):
     assert conversion.source == "dense ternary layers: 7 dense ternary already"
     assert conversion.notes == []
     require_equal(conversion, forward)
+
+
+@pytest.mark.parametrize("layout", ["x86", "arm"])
+def test_a_file_of_bitnet_cpp_becomes_what_its_checkpoint_does(llama, tmp_path, layout):
+    """To the byte, as scales in fp16 are: written as bitnet.cpp writes them, and requantized."""
+    model = f.rewrite(llama, tmp_path / "model", lambda name, w: {name: f.bitnet(w.float()).half()})
+    converted = convert(model, tmp_path / "x.gguf").outfile
+    file = open_gguf(converted)
+    members = {tensor.name for tensor in file.tensors if tensor.type_name == "TQ2_0"}
+    as_bitnet_writes = SimpleNamespace(type_id=36, size=I2_S.size, pack=lambda w: f.i2_s(w, layout))
+    rewrite(file, members, as_bitnet_writes, new_entries(file.header, 40, None), tmp_path / "i2_s.gguf")
+    assert {t.type_name for t in open_gguf(tmp_path / "i2_s.gguf").tensors if t.name in members} == {"I2_S"}
+    requantize(tmp_path / "i2_s.gguf", TQ2_0, tmp_path / "y.gguf", i2s_layout=layout)
+    assert (tmp_path / "y.gguf").read_bytes() == converted.read_bytes()
 
 
 def test_packed_and_damaged(llama, tmp_path):
