@@ -2,7 +2,7 @@
 
     python scripts/families.py [FAMILY ...]    converts one checkpoint of each, prints a row of docs/families.md
 
-None is a published file: package registries hold none of these families. Each rule is written down here once more, from
+None is a published file: none was found in a package registry. Each rule is written down here once more, from
 the published forward, and shares nothing with the package. The latents are those of tests/data/sotu-sherry, which were
 trained for Sherry: perplexities are there to compare llama.cpp with PyTorch, and say nothing of a method.
 """
@@ -24,6 +24,8 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from sherry_gguf.weights.ternary import Method
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 PROJECTION = re.compile(r"_proj\.weight$")
@@ -54,6 +56,25 @@ def bitnet(w: Tensor) -> Tensor:
     """WeightQuant of transformers and of the first BitNet b1.58 code."""
     scale = 1.0 / w.float().abs().mean().clamp_(min=1e-5)
     return ((w.float() * scale).round().clamp(-1, 1) / scale).to(w.dtype)
+
+
+def complex_layer(w: Tensor, stages: int) -> tuple[Tensor, Tensor]:
+    """U and W of Fairy2i, whose weights are sums of 1, i, -1 and -i times scales: complex128[rows / 2, k / 2] each."""
+    (a11, a12), (a21, a22) = (half.chunk(2, 1) for half in w.double().chunk(2, 0))
+    u, v = torch.complex(a11 + a22, a21 - a12) / 2, torch.complex(a11 - a22, a12 + a21) / 2
+    return sum_of_roots(u, stages), sum_of_roots(v, stages)
+
+
+def sum_of_roots(z: Tensor, stages: int) -> Tensor:
+    found = torch.zeros_like(z)
+    for _ in range(stages):
+        rest = z - found
+        turns = torch.floor((rest.angle() + torch.pi / 4) / (torch.pi / 2)).long() % 4
+        roots = torch.tensor([1, 1j, -1, -1j], dtype=z.dtype)[turns]
+        real = turns % 2 == 0
+        scale = torch.where(real, rest.real[real].abs().mean(), rest.imag[~real].abs().mean())
+        found = found + roots * scale
+    return found
 
 
 def dead_bias(w: Tensor, length: int, gain: Tensor) -> Tensor:
@@ -109,7 +130,9 @@ def as_the_first_bitnet(model: Path) -> Path:
         state = {name.replace(ours, theirs): w for name, w in state.items()}
     save_file(state, model / "model.safetensors", {"format": "pt"})
     path = model / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": ["BitnetForCausalLM"]}))
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "architectures": ["BitnetForCausalLM"], "model_type": "llama"})
+    )
     return model
 
 
@@ -147,6 +170,7 @@ class Family:
     keys: dict[str, object]
     outtype: str | None = None
     is_bitnet: bool = False
+    method: Method | None = None
 
 
 def _latents(name: str, w: Tensor) -> dict[str, Tensor]:
@@ -181,42 +205,41 @@ FAMILIES = (
     Family("Tequila, second version", _latents, _settings("ultraquantv2")),
     Family("Tequila, third version", _with_gains, _settings("ultraquantv3")),
     Family("BitNet b1.58, latents", _latents, {}, is_bitnet=True),
+    Family("Fairy2i, one stage", _latents, {}, method="complex_phase_v1"),
+    Family("Fairy2i, two stages", _latents, {}, method="complex_phase_v2"),
     Family("Falcon3-1.58bit, packed", _packed, {"quantization_config": {"quant_method": "bitnet"}}),
 )
 
 
-def _make(family: Family, folder: Path) -> tuple[Path, Path]:
-    """The directory to convert, and the one that transformers reads: the same, but for the names of BitNet's norms."""
+def _make(family: Family, folder: Path) -> Path:
     source = DATA / "sotu-sherry"
     if family.is_bitnet:
         source = shutil.copytree(source, folder / "plain")
-        path = source / "config.json"
-        config = {**json.loads(path.read_text()), "architectures": ["BitNetForCausalLM"], "model_type": "bitnet"}
-        path.write_text(json.dumps(config))
+        config = json.loads((source / "config.json").read_text())
         state = load_file(source / "model.safetensors")
         for i in range(config["num_hidden_layers"]):
             state[f"model.layers.{i}.self_attn.attn_sub_norm.weight"] = torch.ones(config["hidden_size"])
             state[f"model.layers.{i}.mlp.ffn_sub_norm.weight"] = torch.ones(config["intermediate_size"])
         save_file(state, source / "model.safetensors", {"format": "pt"})
-    model = rewrite(source, folder / "model", family.change, **family.keys)
-    if not family.is_bitnet:
-        return model, model
-    return as_the_first_bitnet(shutil.copytree(model, folder / "first")), model
+        as_the_first_bitnet(source)
+    return rewrite(source, folder / "model", family.change, **family.keys)
 
 
 def _row(family: Family, text: Path, chunks: int, threads: int) -> str:
     from sherry_gguf import llama_cpp
-    from sherry_gguf.checkpoint import Checkpoint
+    from sherry_gguf.checkpoint import Checkpoint, Source
     from sherry_gguf.convert import TypeChoice, convert
     from sherry_gguf.convert.plan import make_plan
     from sherry_gguf.parity import reference, runtime, scoring
 
     with tempfile.TemporaryDirectory() as folder:
-        model, in_transformers = _make(family, Path(folder))
-        conversion = convert(model, Path(folder, "x.gguf"), types=TypeChoice(outtype=family.outtype))
+        model = _make(family, Path(folder))
+        source = Source(model, method=family.method)
+        conversion = convert(source, Path(folder, "x.gguf"), types=TypeChoice(outtype=family.outtype))
         assert conversion.verdict is not None
-        checkpoint = Checkpoint(in_transformers)
-        in_torch = reference.load(checkpoint, make_plan(checkpoint), threads=threads)
+        checkpoint = Checkpoint(model)
+        plan = make_plan(checkpoint, source)
+        in_torch = reference.load(checkpoint, plan, threads=threads)
         tokens = reference.tokenize(checkpoint, text.read_text(encoding="utf-8"))
         first = scoring.first_scored(CONTEXT)
         program = llama_cpp.find_build().program("sherry-logits")
@@ -227,6 +250,8 @@ def _row(family: Family, text: Path, chunks: int, threads: int) -> str:
             for chunk in scoring.cut(tokens.tokens, CONTEXT, tokens.bos, chunks):
                 meter.add(in_torch(chunk)[first:][:-1], in_runtime(chunk)[:-1], chunk[first + 1 :])
     found, verdict = meter.result(), conversion.verdict
+    if verdict.errors:
+        print(f"{family.name}: |stored - w| / |w| is {max(verdict.errors.values()):.1e} at most", file=sys.stderr)
     error = f"{verdict.sherry.max_scale_error:.1e}"
     figures = f"{found.base_perplexity:.2f} | {found.other_perplexity:.2f} | {found.kld_mean:.1e}"
     compared = f"{verdict.sherry.weights:,} | {verdict.sherry.wrong_weights} | {error}"

@@ -48,7 +48,8 @@ _DENSE: Final[dict[object, Method]] = {
     "ultraquantv3": "tequila",
 }
 _OWN_GAINS: Final = "ultraquantv3"
-BITNET: Final = ("BitnetForCausalLM", "BitNetForCausalLM")  # the first code's, and transformers'
+_FIRST_BITNET: Final = "BitnetForCausalLM"
+BITNET: Final = (_FIRST_BITNET, "BitNetForCausalLM")  # the first code's, and transformers'
 
 
 def is_quantizer_buffer(name: str) -> bool:
@@ -89,6 +90,11 @@ def dense_rule(config: Mapping[str, Any], where: Path, saved_to: Path) -> Rule |
             shared = parse_granularity(sharing, settings.get("group_size", 128))
             return Rule(method, shared, None if said == _OWN_GAINS or method != "tequila" else _dead_gain(settings))
     return Rule("bitnet") if said is None and (is_bitnet(config) or architecture(config) in BITNET) else None
+
+
+def is_first_bitnet(config: Mapping[str, Any]) -> bool:
+    """Whether the model is one of the first BitNet b1.58, whose code is not transformers'."""
+    return architecture(config) == _FIRST_BITNET
 
 
 def architecture(config: Mapping[str, Any]) -> object:

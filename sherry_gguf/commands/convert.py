@@ -72,9 +72,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--outtype",
         metavar="TYPE",
         help=f"of the Sherry layers, exact or refused: {', '.join(outtypes()[:-1])}, or {AUTO}, which takes for each "
-        f"tensor the smallest that is exact (default: {', else '.join(t.outtype for t in DEFAULT_TYPES)}, and "
-        f"{DEFAULT_DENSE_TYPE.outtype} where weights are dense ternary; "
-        f"{', '.join(t.outtype for t in tensor_types() if t.is_stock)} need no patched llama.cpp)",
+        f"tensor the smallest that is exact (default: {', else '.join(t.outtype for t in DEFAULT_TYPES)}; "
+        f"{', '.join(t.outtype for t in tensor_types() if t.is_stock)} need no patched llama.cpp; of dense ternary "
+        f"layers {DEFAULT_DENSE_TYPE.outtype})",
     )
     types.add_argument(
         "--regrid",

@@ -36,6 +36,8 @@ def _values(matrix: torch.Tensor, layer: Layer, granularity: Granularity, fp16_s
     if layer.rule is not None:
         rule = layer.rule
         values: F32 = (rule.restored(matrix) if layer.source == "rounded" else rule.values(matrix)).numpy()
+        if rule.is_folded:
+            return values
         if strict:
             fp16.require_fit(np.abs(values).reshape(len(values), -1, GROUP).max(axis=-1), GROUP)
         return fp16.rounded_weights(values) if fp16_scales else values

@@ -24,7 +24,7 @@ from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.convert.regridded import regridded
 from sherry_gguf.convert.settle import settle
 from sherry_gguf.convert.summary import Conversion, WrittenTensor
-from sherry_gguf.convert.type_choice import DEFAULT_DENSE_TYPE, OUTPUT, TypeChoice
+from sherry_gguf.convert.type_choice import OUTPUT, TypeChoice
 from sherry_gguf.convert.verify import require_finite
 from sherry_gguf.convert.verify import verify as verify_file
 from sherry_gguf.errors import SherryError, Way, says_no_memory
@@ -75,8 +75,7 @@ def convert(
 
     checkpoint = source.open()
     plan = make_plan(checkpoint, source)
-    if plan.rule is not None and types.outtype is None:
-        types = replace(types, outtype=DEFAULT_DENSE_TYPE.outtype)
+    types = types.of(plan.rule)
     if regrid is not None:
         plan = regridded(plan, checkpoint)
     job = Job(checkpoint, plan, types)
@@ -106,6 +105,7 @@ def convert(
             if verify:
                 as_trained = open_model(replace(job, as_trained=True, losses={}), target)
                 conversion = replace(conversion, verdict=verify_file(temporary, as_trained, progress))
+                job.losses.update(conversion.verdict.errors if conversion.verdict else {})
         if verify:
             conversion = replace(conversion, loaded=load(temporary))
         rename_durably(temporary, target, force)

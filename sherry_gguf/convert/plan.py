@@ -89,7 +89,8 @@ class Plan:
             "rounded": f"{rule} but for rounding",
         }
         said = [f"{sources.count(source)} {what}" for source, what in parts.items() if source in sources]
-        return f"dense ternary layers: {' and '.join(said)}"
+        what = "complex layers, folded" if rule.is_folded else "dense ternary layers"
+        return f"{what}: {' and '.join(said)}"
 
 
 def make_plan(checkpoint: Checkpoint, source: Source | None = None) -> Plan:
@@ -150,7 +151,7 @@ def _dense_rule(checkpoint: Checkpoint, looks: Mapping[str, Look], source: Sourc
 
 
 def _dense_plan(checkpoint: Checkpoint, looks: Mapping[str, Look], rule: Rule) -> Plan:
-    readings: dict[Family, Reading] = {Family.TERNARY: "baked"}
+    readings: dict[Family, Reading] = {} if rule.is_folded else {Family.TERNARY: "baked"}
     if rule.method != "ternary":
         readings[Family.FLOAT] = "latent"
     if rule.method in ("absmean", "twn"):
@@ -167,7 +168,7 @@ def _dense_plan(checkpoint: Checkpoint, looks: Mapping[str, Look], rule: Rule) -
         reading = readings.get(look.family, "baked")
         rows, row_length = checkpoint.info(name).shape[-2:]
         with naming(name):
-            if reading != "baked":
+            if reading != "baked" and not rule.is_folded:
                 rule.granularity.run_length(rows, row_length)
             if rule.has_bias and rule.dead_gain is None and checkpoint.dead_gains(name) is None:
                 raise SherryError("has no gains of dead weights beside it (Lambada); download the checkpoint again")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sherry_gguf.checkpoint.declared import check_regex
 from sherry_gguf.errors import SherryError
@@ -13,6 +13,7 @@ from sherry_gguf.formats.sherry_g32 import SHERRY_G32
 from sherry_gguf.formats.table import named, tensor_types
 from sherry_gguf.formats.tensor_type import TensorType
 from sherry_gguf.formats.tq2_0 import TQ2_0
+from sherry_gguf.weights.ternary import Rule
 
 # gguf-py quantizes these in NumPy; the others only C does, in the built library. Names as llama-quantize spells them.
 NUMPY_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
@@ -23,6 +24,7 @@ DEFAULT_EMBEDDING_TYPE = "q8_0"
 AUTO = "auto"
 DEFAULT_TYPES = (SHERRY, SHERRY_G32)
 DEFAULT_DENSE_TYPE = TQ2_0  # of dense ternary layers
+DEFAULT_FOLDED_TYPE = "q8_0"  # of Fairy2i's, whose values are sums
 
 TOKEN_EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"
@@ -75,13 +77,14 @@ class TypeChoice:
 
     The embedding's and the output's own option wins over ``overrides``, of which the first that matches counts, and
     these win over ``outtype``, which is for the Sherry layers alone: without it each gets the first of DEFAULT_TYPES
-    that holds it.
+    that holds it. ``layers`` is their type where they are not ternary, so that none holds them.
     """
 
     token_embedding: str | None = None
     output: str | None = None
     overrides: Sequence[tuple[str, str]] = ()
     outtype: str | None = None
+    layers: str | None = None
 
     @property
     def asked(self) -> TensorType | None:
@@ -94,6 +97,16 @@ class TypeChoice:
         if self.outtype is None:
             return DEFAULT_TYPES
         return tensor_types() if self.asked is None else (self.asked,)
+
+    def of(self, rule: Rule | None) -> TypeChoice:
+        """The choice for layers of a dense ternary method, if they are of one and nobody chose another type."""
+        if rule is None or self.outtype is not None:
+            return self
+        return (
+            replace(self, layers=DEFAULT_FOLDED_TYPE)
+            if rule.is_folded
+            else replace(self, outtype=DEFAULT_DENSE_TYPE.outtype)
+        )
 
     def for_tensor(self, name: str, *, is_sherry: bool) -> str | TensorType | None:
         """The type of a weight of two or more dimensions; None: as it is stored in the checkpoint.
@@ -108,7 +121,7 @@ class TypeChoice:
                 return type_name
         if name in (TOKEN_EMBEDDING, OUTPUT):
             return DEFAULT_EMBEDDING_TYPE
-        return (self.asked or SHERRY) if is_sherry else None
+        return (self.layers or self.asked or SHERRY) if is_sherry else None
 
     def require_matches(self, names: Iterable[str]) -> None:
         """Raise SherryError if an override matches none of the tensors that have a choice: a typo, most likely."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sherry_gguf.convert.model import take_tensors
 from sherry_gguf.convert.type_choice import OUTPUT, TOKEN_EMBEDDING
 from sherry_gguf.errors import SherryError, Way
 from sherry_gguf.files.gguf_file import open_gguf
+from sherry_gguf.files.tensor import FileTensor
 from sherry_gguf.formats.scales import rounded_weights
 from sherry_gguf.weights.compare import WeightCheck, compare
 
@@ -22,11 +23,15 @@ _PART = 1 << 22  # weights read at a time
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was compared, and found equal: the tensors that hold Sherry layers exactly, their types, how many others."""
+    """What was compared, and found equal: the tensors that hold Sherry layers exactly, their types, how many others.
+
+    errors: tensor -> |stored - w| / |w|, of layers that are not ternary, and are stored as near as their type can
+    """
 
     sherry: WeightCheck
     types: Sequence[str]
     other_tensors: int
+    errors: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         if not self.sherry.tensors:
@@ -55,6 +60,7 @@ def verify(path: Path, as_trained: Any, progress: bool = False) -> Verdict:
         raise SherryError(f"{path}: holds other tensors than the checkpoint gives: {sorted(names ^ set(expected))[:3]}")
 
     sherry, types = WeightCheck(), set()
+    errors: dict[str, float] = {}
     for tensor in tqdm(tensors, desc="Verifying", unit="tensor", disable=not progress):
         values = gguf.LazyNumpyTensor.to_eager(expected.pop(tensor.name).tensor)
         tensor_type = tensor.ternary_type
@@ -64,12 +70,24 @@ def verify(path: Path, as_trained: Any, progress: bool = False) -> Verdict:
             if sherry.first_wrong:
                 raise SherryError(f"{path}: {sherry.first_wrong} of the file is not what was trained")
             continue
-        if tensor.name in recorder.baked:
+        if tensor.name in recorder.baked and recorder.types.layers is not None:
+            errors[tensor.name] = _error(gguf, tensor, values)
+        elif tensor.name in recorder.baked:
             # stored in another type, but with SHERRY's values: each is 0 or a scale, rounded to fp16
             values = rounded_weights(values)
         if tensor.type is None or not np.array_equal(_bytes(gguf, values, tensor.type.type_id), tensor.stored):
             raise SherryError(f"{tensor.name}: the file's {tensor.type_name} bytes are not the checkpoint's")
-    return Verdict(sherry, sorted(types), len(tensors) - sherry.tensors)
+    return Verdict(sherry, sorted(types), len(tensors) - sherry.tensors, errors)
+
+
+def _error(gguf: Any, tensor: FileTensor, values: Any) -> float:
+    """|stored - w| / |w|, Frobenius norms."""
+    assert tensor.type is not None
+    stored = gguf.quants.dequantize(
+        _as_stored(gguf, tensor.rows, tensor.type.type_id), gguf.GGMLQuantizationType(tensor.type.type_id)
+    )
+    norm = float(np.linalg.norm(values.astype(np.float64)))
+    return float(np.linalg.norm(stored.reshape(values.shape).astype(np.float64) - values)) / max(norm, 1e-300)
 
 
 def require_finite(path: Path, exact: Collection[str]) -> None:

@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitNetConfig
 
 from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.checkpoint.declared import is_first_bitnet
 from sherry_gguf.convert.bake import bake, bias_name, bias_of
 from sherry_gguf.convert.plan import Plan
 from sherry_gguf.convert.settings import QUANTIZATION
@@ -73,7 +75,7 @@ def load(
     the model's tensors.
     """
     with _transformers_errors(checkpoint.directory, "no model of this config.json"):
-        config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
+        config = _config(checkpoint)
         if hasattr(config, QUANTIZATION):
             delattr(config, QUANTIZATION)  # the weights come as floats, whatever they were
         if plan.rule is not None and plan.rule.has_bias:
@@ -81,6 +83,8 @@ def load(
         with torch.device("meta"):
             model_class = type(AutoModelForCausalLM.from_config(config))
     tensors = trained_weights(checkpoint, plan, fp16_scales=fp16_scales)
+    if is_first_bitnet(checkpoint.config):
+        tensors = {_in_transformers(name): tensor for name, tensor in tensors.items()}
     with _transformers_errors(checkpoint.path, "does not fit its config.json"):
         model, loaded = model_class.from_pretrained(
             None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
@@ -99,6 +103,24 @@ def load(
         return found
 
     return logits
+
+
+# of the first BitNet's code, which is in its own folder, and of transformers, which has the same model
+_NORMS = {"self_attn.inner_attn_ln": "self_attn.attn_sub_norm", "mlp.ffn_layernorm": "mlp.ffn_sub_norm"}
+
+
+def _config(checkpoint: Checkpoint) -> Any:
+    config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
+    if is_first_bitnet(checkpoint.config):
+        settings = {key: value for key, value in config.to_dict().items() if key != "model_type"}
+        config = BitNetConfig(**settings)
+    return config
+
+
+def _in_transformers(name: str) -> str:
+    for ours, theirs in _NORMS.items():
+        name = name.replace(ours, theirs)
+    return name
 
 
 @contextmanager

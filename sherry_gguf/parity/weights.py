@@ -62,7 +62,7 @@ def other_types(path: Path, checkpoint: Checkpoint, plan: Plan) -> tuple[tuple[s
 def _as_trained(path: Path, checkpoint: Checkpoint, plan: Plan) -> Any:
     """Upstream's converter with all tensors of the checkpoint prepared, none of them read yet."""
     llama_cpp.use_pinned_gguf()
-    instance = open_model(Job(checkpoint, plan, TypeChoice(), as_trained=True), path)
+    instance = open_model(Job(checkpoint, plan, TypeChoice().of(plan.rule), as_trained=True), path)
     instance.prepare_tensors()
     return instance
 

@@ -1,7 +1,8 @@
-"""What a matrix of weights is: float32[rows, k], k being the input dimension. In NumPy, but for ``ternary``.
+"""What a matrix of weights is: float32[rows, k], k being the input dimension. NumPy, but in ``folded`` and ``ternary``.
 
 granularity    which weights share a scale
 quantize       latents -> codes and scales, as the trained forward has them
+folded         latents of Fairy2i's complex layers -> the real matrix of each
 ternary        latents of dense ternary methods -> the values of their forward
 detect         what weights look like: float, Sherry, or one of its relatives; which grid; who shares a scale
 compare        bytes of a type against trained weights, and how many of these a type would change

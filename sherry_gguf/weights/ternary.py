@@ -6,6 +6,7 @@ The relatives of Sherry put their zeros anywhere. A weight is 0 where its magnit
     twn         threshold: 0.75 mean |w|; scale: mean |w| of those above (AngelSlim, arXiv 1605.04711)
     tequila     as absmean; the dead weights, those below, make a bias besides (arXiv 2509.23809)
     bitnet      scale: mean |w| of the matrix; w / scale is rounded to -1, 0, 1 (BitNet b1.58, arXiv 2402.17764)
+    complex_phase_v1 .. v4   not ternary, but of few levels: the sums of Fairy2i (``folded.py``)
     ternary     no latents: the weights are such values already (TriLM, packed checkpoints)
 
 All is computed in the dtype in which the latents are stored, as the published forwards do: bf16 rounds a scale, and
@@ -20,9 +21,14 @@ from typing import Final, Literal, get_args
 import torch
 
 from sherry_gguf.errors import SherryError
+from sherry_gguf.weights.folded import fold
 from sherry_gguf.weights.granularity import Granularity
 
-Method = Literal["ternary", "absmean", "twn", "tequila", "bitnet"]
+Method = Literal[
+    "ternary", "absmean", "twn", "tequila", "bitnet",
+    "complex_phase_v1", "complex_phase_v2", "complex_phase_v3", "complex_phase_v4",
+]  # fmt: skip
+_FOLDED: Final = "complex_phase_v"  # and the number of stages
 # Those that a person can name; Tequila's gains are in its checkpoints alone.
 DECLARABLE: Final[tuple[Method, ...]] = tuple(method for method in get_args(Method) if method != "tequila")
 
@@ -43,8 +49,13 @@ class Rule:
     dead_gain: float | None = None
 
     def __str__(self) -> str:
-        own = "" if self.method in ("ternary", "bitnet") else f", scales {self.granularity}"
+        own = f", scales {self.granularity}" if self.method in ("absmean", "twn", "tequila") else ""
         return f"{self.method}{own}"
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether the values are sums, which no ternary type holds."""
+        return self.method.startswith(_FOLDED)
 
     @property
     def has_bias(self) -> bool:
@@ -62,6 +73,8 @@ class Rule:
             return weights.to(torch.float32)
         if self.method == "bitnet":
             return _bitnet(weights)
+        if self.is_folded:
+            return fold(weights, int(self.method.removeprefix(_FOLDED)))
         runs = self._runs(weights)
         mean = _mean(runs.abs())
         threshold = _TWN * mean if self.method == "twn" else mean / 2

@@ -9,6 +9,7 @@ import families as f
 import numpy as np
 import pytest
 import torch
+import transformers
 from reading import tensors_of, values_of
 from refusals import refused
 from safetensors.torch import load_file, save_file
@@ -23,7 +24,9 @@ from sherry_gguf.files.requantize import requantize
 from sherry_gguf.files.rewrite import new_entries, rewrite
 from sherry_gguf.formats.i2_s import I2_S
 from sherry_gguf.formats.tq2_0 import TQ2_0
+from sherry_gguf.parity import reference
 from sherry_gguf.weights.granularity import Granularity
+from sherry_gguf.weights.ternary import Rule
 
 SMALL = {"num_hidden_layers": 1, "vocab_size": 4096}
 LLAMA = {"q": 8, "k": 2}  # heads, whose rows upstream permutes
@@ -281,6 +284,74 @@ def test_what_is_said_of_weights_counts_for_latents_alone(llama, tmp_path):
         make_plan(Checkpoint(llama), Source(llama, method="ternary"))
     plan = make_plan(Checkpoint(llama), Source(llama, method="bitnet"))
     assert plan.summary() == "dense ternary layers: 7 latents of bitnet"
+
+
+TOKENS = np.arange(3, 19, dtype=np.int32)
+
+
+def test_the_first_bitnet_in_pytorch(bitnet_model):
+    """transformers has the model under other names, and config.json calls it a Llama."""
+    checkpoint = Checkpoint(bitnet_model)
+    logits = reference.load(checkpoint, make_plan(checkpoint))(TOKENS)
+    model = transformers.BitNetForCausalLM(transformers.BitNetConfig(**{**checkpoint.config, "model_type": "bitnet"}))
+    state = load_file(bitnet_model / "model.safetensors")
+    state = {name: f.bitnet(w).float() if name.endswith("_proj.weight") else w.float() for name, w in state.items()}
+    names = {"inner_attn_ln": "attn_sub_norm", "ffn_layernorm": "ffn_sub_norm"}
+    for theirs, ours in names.items():
+        state = {name.replace(theirs, ours): w for name, w in state.items()}
+    model.load_state_dict(state | {"lm_head.weight": state["model.embed_tokens.weight"]})
+    with torch.no_grad():
+        expected = model.eval()(torch.from_numpy(TOKENS.astype(np.int64))[None]).logits[0]
+    assert np.allclose(logits, expected, atol=1e-4)
+
+
+def test_tequila_in_pytorch(llama, tmp_path):
+    """Its bias where the published forward has a second product, with ones."""
+    keys = {"w_bits": 0, "quant_method": "ultraquantv2", "granularity": "per_channel", "eps": 0.5}
+    model = f.rewrite(llama, tmp_path / "model", latents, **keys)
+    checkpoint = Checkpoint(model)
+    logits = reference.load(checkpoint, make_plan(checkpoint))(TOKENS)
+    published = transformers.AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    for name, w in weights_of(model).items():
+        linear = published.get_submodule(name.removesuffix(".weight"))
+        bias = f.dead_bias(w, w.shape[1], torch.tensor(0.5, dtype=w.dtype))
+        linear.weight.data = f.absmean(w, w.shape[1]).float()
+        linear.register_forward_hook(lambda _, inputs, output, bias=bias: output + bias)
+    with torch.no_grad():
+        expected = published.eval()(torch.from_numpy(TOKENS.astype(np.int64))[None]).logits[0]
+    assert np.allclose(logits, expected, atol=1e-3)
+    assert np.abs(logits).max() > 0.1
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_fairy2i_is_folded_to_a_real_layer(stages):
+    """Which gives what the complex forward gives, real parts first."""
+    generator = torch.Generator().manual_seed(4)
+    w = torch.randn(64, 96, generator=generator, dtype=torch.float64) * 0.05
+    x = torch.randn(96, generator=generator, dtype=torch.float64)
+    u, v = f.complex_layer(w, stages)
+    z = torch.complex(*x.chunk(2))
+    y = u @ z + v @ z.conj()
+    folded = Rule(f"complex_phase_v{stages}").values(w)
+    assert torch.allclose(folded.double() @ x, torch.cat([y.real, y.imag]), rtol=0, atol=1e-6)
+
+
+def test_fairy2i(llama, tmp_path):
+    """It goes into a stock type, and how near that is to the layer is told."""
+    source = Source(llama, method="complex_phase_v2")
+    conversion = convert(source, tmp_path / "x.gguf")
+    assert conversion.source == "complex layers, folded: 7 latents of complex_phase_v2"
+    assert types_of(conversion) == {"Q8_0"}
+    found = values_of(conversion.outfile)
+    for name, w in weights_of(llama).items():
+        expected = f.in_upstreams_order(name, Rule("complex_phase_v2").values(w), LLAMA).numpy()
+        error = np.linalg.norm(found[f.gguf_name(name)] - expected) / np.linalg.norm(expected)
+        assert error == pytest.approx(conversion.losses[f.gguf_name(name)], rel=1e-4)
+        assert 1e-3 < error < 1e-2
+    with refused("weights do not fit TQ2_0"):
+        convert(source, tmp_path / "y.gguf", types=TypeChoice(outtype="tq2_0"))
+    with refused(r"has no halves, and complex layers have.*--sherry-layers"):
+        Rule("complex_phase_v1").values(torch.ones(3, 4))
 
 
 def test_inspect_tells_the_family(llama, tmp_path, capsys):
