@@ -29,8 +29,8 @@ def commands(page: Path) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path, tiny_checkpoint, heldout_text):
-    """model/: latents; baked/ and baked_fake_quant_model.pt: the same, baked; text.txt; OTHERS"""
+def folder(request, tmp_path, tiny_checkpoint, heldout_text):
+    """model/: latents; baked/ and baked_fake_quant_model.pt: these, baked; text.txt; of OTHERS what the page names"""
     shutil.copytree(tiny_checkpoint, tmp_path / "model")
     shutil.copytree(tiny_checkpoint, tmp_path / "baked")
     shutil.copy(heldout_text, tmp_path / "text.txt")
@@ -42,7 +42,8 @@ def folder(tmp_path, tiny_checkpoint, heldout_text):
     save_file(state, tmp_path / "baked" / "model.safetensors")
     torch.save(state, tmp_path / "baked_fake_quant_model.pt")
     for family in families.FAMILIES:
-        if (name := OTHERS.get(family.name)) is not None:
+        name = OTHERS.get(family.name)
+        if name is not None and name in commands(request.node.callspec.params["page"]):
             families.rewrite(tiny_checkpoint, tmp_path / name, family.change, **family.keys)
     return tmp_path
 

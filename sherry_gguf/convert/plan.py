@@ -103,7 +103,7 @@ def make_plan(checkpoint: Checkpoint, source: Source | None = None) -> Plan:
     source = source or Source(checkpoint.path)
     require_graph(checkpoint.config, checkpoint.path)
     looks = look_at_layers(checkpoint, source)
-    rule = None if source.allow_lossy else _dense_rule(checkpoint, looks, source)
+    rule = None if source.allow_lossy and source.method is None else _dense_rule(checkpoint, looks, source)
     if checkpoint.gains and (rule is None or not rule.has_bias or rule.dead_gain is not None):
         raise SherryError(
             f"{checkpoint.path}: {checkpoint.gains[0]} belongs to Tequila's third version (ultraquantv3), "

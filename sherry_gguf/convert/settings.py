@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sherry_gguf.checkpoint.declared import BITNET, architecture
+from sherry_gguf.checkpoint.declared import BITNET, architecture, is_first_bitnet
 from sherry_gguf.checkpoint.packed import is_bitnet
 from sherry_gguf.errors import SherryError
 
@@ -35,7 +35,9 @@ def require_graph(config: Mapping[str, Any], where: Path) -> None:
 
     Asked before any weight is read. where: what messages name.
     """
-    found, activation = architecture(config), config.get("hidden_act", "silu")
+    found = architecture(config)
+    # transformers' BitNet has relu squared where config.json says nothing
+    activation = config.get("hidden_act", "silu" if is_first_bitnet(config) else "relu2")
     if found in BITNET and activation not in _SILU:
         raise SherryError(
             f"{where}: is {found} with the activation {activation}, as Microsoft's BitNet b1.58 2B4T is; llama.cpp's "

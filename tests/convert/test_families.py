@@ -255,10 +255,12 @@ def test_packed_and_damaged(llama, tmp_path):
 def test_graphs_that_llama_cpp_has_otherwise(random_checkpoint, llama, tmp_path):
     """Refused by name, and before a weight is read."""
     relu = random_checkpoint("BitNet", **{**BITNET, "hidden_act": "relu2"})
-    with pytest.raises(
-        SherryError, match=r"is BitNetForCausalLM with the activation relu2, as Microsoft's BitNet b1.58"
-    ):
-        make_plan(Checkpoint(relu))
+    path = relu / "config.json"
+    config = json.loads(path.read_text())
+    for settings in (config, {key: value for key, value in config.items() if key != "hidden_act"}):
+        path.write_text(json.dumps(settings))
+        with pytest.raises(SherryError, match=r"is BitNetForCausalLM with the activation relu2, as Microsoft's BitNet"):
+            make_plan(Checkpoint(relu))
     model = f.rewrite(llama, tmp_path / "norms", latents, quantization_config={"use_rms_norm": True})
     with pytest.raises(SherryError, match="a norm before each linear layer"):
         make_plan(Checkpoint(model))
@@ -282,8 +284,9 @@ def test_what_is_said_of_weights_counts_for_latents_alone(llama, tmp_path):
         make_plan(Checkpoint(llama))
     with pytest.raises(SherryError, match=r"7 of 7 layers.* are floating-point"):
         make_plan(Checkpoint(llama), Source(llama, method="ternary"))
-    plan = make_plan(Checkpoint(llama), Source(llama, method="bitnet"))
-    assert plan.summary() == "dense ternary layers: 7 latents of bitnet"
+    for lossy in (False, True):  # a lossy conversion is of plain models
+        plan = make_plan(Checkpoint(llama), Source(llama, method="bitnet", allow_lossy=lossy))
+        assert plan.summary() == "dense ternary layers: 7 latents of bitnet"
 
 
 TOKENS = np.arange(3, 19, dtype=np.int32)
