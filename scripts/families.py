@@ -211,6 +211,9 @@ FAMILIES = (
 )
 
 
+FAMILIES_BY_NAME = {family.name: family for family in FAMILIES}
+
+
 def _make(family: Family, folder: Path) -> Path:
     source = DATA / "sotu-sherry"
     if family.is_bitnet:

@@ -79,6 +79,8 @@ def test_trilm(llama, tmp_path, outtype):
     assert types_of(conversion) == {"TQ1_0" if outtype else "TQ2_0"}
     require_equal(conversion, weights_of(model))
     assert conversion.verdict.sherry.max_scale_error == 0
+    with refused(r"its weights are dense ternary, without groups to put in another order; leave out --regrid"):
+        convert(model, tmp_path / "y.gguf", types=TypeChoice(outtype="stq1_0"), regrid="exact")
 
 
 def test_trilm_of_shards_that_are_no_whole_blocks(llama, tmp_path):
@@ -91,8 +93,7 @@ def test_trilm_of_shards_that_are_no_whole_blocks(llama, tmp_path):
     require_equal(conversion, weights_of(model))
 
 
-@pytest.mark.parametrize("method", ["absmean", "twn"])
-@pytest.mark.parametrize("sharing", ["per_channel", "per_group"])
+@pytest.mark.parametrize(("method", "sharing"), [("absmean", "per_channel"), ("twn", "per_group")])
 def test_angelslim_latents(llama, tmp_path, method, sharing):
     keys = {"w_bits": 0, "quant_method": method, "granularity": sharing, "group_size": 256}
     model = f.rewrite(llama, tmp_path / "model", latents, **keys)
@@ -164,6 +165,10 @@ def test_tequila_where_it_cannot_be_merged(random_checkpoint, llama, pinned_gguf
     model = f.rewrite(llama, tmp_path / "no-gain", latents, quant_method="ultraquantv2", **{**keys, "eps": None})
     with pytest.raises(SherryError, match=r"config\.json: eps is None"):
         make_plan(Checkpoint(model))
+    with_gains = f.FAMILIES_BY_NAME["Tequila, third version"].change
+    model = f.rewrite(llama, tmp_path / "second", with_gains, quant_method="ultraquantv2", **keys)
+    with pytest.raises(SherryError, match=r"down_proj\.Lambada belongs to Tequila's third version \(ultraquantv3\)"):
+        make_plan(Checkpoint(model))
     qwen = f.rewrite(random_checkpoint("Qwen2", **SMALL), tmp_path / "q", latents, quant_method="tequila", **keys)
     with pytest.raises(
         SherryError, match=r"adds a bias to each linear layer.*LlamaForCausalLM, not in Qwen2ForCausalLM"
@@ -212,17 +217,16 @@ def test_packed(llama, tmp_path, linear_class):
     require_equal(conversion, forward)
 
 
-@pytest.mark.parametrize("layout", ["x86", "arm"])
-def test_a_file_of_bitnet_cpp_becomes_what_its_checkpoint_does(llama, tmp_path, layout):
+def test_a_file_of_bitnet_cpp_becomes_what_its_checkpoint_does(llama, tmp_path):
     """To the byte, as scales in fp16 are: written as bitnet.cpp writes them, and requantized."""
     model = f.rewrite(llama, tmp_path / "model", lambda name, w: {name: f.bitnet(w.float()).half()})
     converted = convert(model, tmp_path / "x.gguf").outfile
     file = open_gguf(converted)
     members = {tensor.name for tensor in file.tensors if tensor.type_name == "TQ2_0"}
-    as_bitnet_writes = SimpleNamespace(type_id=36, size=I2_S.size, pack=lambda w: f.i2_s(w, layout))
+    as_bitnet_writes = SimpleNamespace(type_id=36, size=I2_S.size, pack=lambda w: f.i2_s(w, "arm"))
     rewrite(file, members, as_bitnet_writes, new_entries(file.header, 40, None), tmp_path / "i2_s.gguf")
     assert {t.type_name for t in open_gguf(tmp_path / "i2_s.gguf").tensors if t.name in members} == {"I2_S"}
-    requantize(tmp_path / "i2_s.gguf", TQ2_0, tmp_path / "y.gguf", i2s_layout=layout)
+    requantize(tmp_path / "i2_s.gguf", TQ2_0, tmp_path / "y.gguf", i2s_layout="arm")
     assert (tmp_path / "y.gguf").read_bytes() == converted.read_bytes()
 
 
