@@ -9,8 +9,8 @@ The relatives of Sherry put their zeros anywhere. A weight is 0 where its magnit
     complex_phase_v1 .. v4   not ternary, but of few levels: the sums of Fairy2i (``folded.py``)
     ternary     no latents: the weights are such values already (TriLM, packed checkpoints)
 
-All is computed in the dtype in which the latents are stored, as the published forwards do: bf16 rounds a scale, and
-with it the threshold. Sums alone are taken in float64, so that their order does not matter.
+All is as the published forwards compute it in the dtype in which the latents are stored: bf16 rounds a scale, and with
+it the threshold. Here float32 holds those numbers; sums are in float64, so that their order does not matter.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Rule:
 
     def values(self, weights: torch.Tensor) -> torch.Tensor:
         """[rows, k], any float dtype -> float32[rows, k]. Raises SherryError for what is not finite."""
-        if not (finite := torch.isfinite(weights)).all():
-            bad = torch.nonzero(~finite)
+        if not torch.isfinite(weights.abs().max()):
+            bad = torch.nonzero(~torch.isfinite(weights))
             raise SherryError(
                 f"{len(bad)} weights are not finite, the first at {bad[0].tolist()}; "
                 f"the checkpoint is damaged, save it again"
@@ -75,15 +75,14 @@ class Rule:
             return _bitnet(weights)
         if self.is_folded:
             return fold(weights, int(self.method.removeprefix(_FOLDED)))
-        runs = self._runs(weights)
-        mean = _mean(runs.abs())
-        threshold = _TWN * mean if self.method == "twn" else mean / 2
-        kept = runs.abs() >= threshold
-        scale = mean
+        runs, dtype = self._runs(weights.to(torch.float32)), weights.dtype
+        magnitudes = runs.abs()
+        scale = _mean(magnitudes, dtype)
+        kept = magnitudes >= _in(dtype, _TWN * scale if self.method == "twn" else scale / 2)
         if self.method == "twn":
-            total = (runs.abs() * kept).sum(-1, keepdim=True, dtype=torch.float64).to(runs.dtype)
-            scale = total / kept.sum(-1, keepdim=True).clamp_min(1).to(runs.dtype)
-        return torch.where(kept, runs.sign() * scale, 0).to(torch.float32).reshape(weights.shape)
+            total = _in(dtype, (magnitudes * kept).sum(-1, keepdim=True, dtype=torch.float64))
+            scale = _in(dtype, total / _in(dtype, kept.sum(-1, keepdim=True).clamp_min(1)))
+        return (runs.sign() * scale).mul_(kept).reshape(weights.shape)
 
     def dead_bias(self, weights: torch.Tensor, dead_gains: torch.Tensor | None) -> torch.Tensor:
         """What tequila adds to the outputs of a layer: [rows, k] -> float32[rows].
@@ -117,15 +116,20 @@ class Rule:
 
 
 def _bitnet(weights: torch.Tensor) -> torch.Tensor:
-    inverse = 1 / _mean(weights.to(torch.float32).abs().reshape(1, -1)).clamp_min(LEAST_SCALE)
-    codes = (weights.to(torch.float32) * inverse).round().clamp(-1, 1)
-    scale = (1 / inverse).to(weights.dtype).to(torch.float32)
-    return torch.where(codes == 0, 0, codes * scale)
+    values = weights.to(torch.float32)
+    inverse = 1 / _mean(values.abs().reshape(1, -1), torch.float32).clamp_min(LEAST_SCALE)
+    codes = (values * inverse).round_().clamp_(-1, 1)
+    return codes.mul_(_in(weights.dtype, 1 / inverse))
 
 
-def _mean(magnitudes: torch.Tensor) -> torch.Tensor:
-    """[n, length] -> [n, 1], the same dtype."""
-    return magnitudes.mean(-1, keepdim=True, dtype=torch.float64).to(magnitudes.dtype)
+def _mean(magnitudes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """float32[n, length] -> float32[n, 1], a number of the dtype."""
+    return _in(dtype, magnitudes.mean(-1, keepdim=True, dtype=torch.float64))
+
+
+def _in(dtype: torch.dtype, numbers: torch.Tensor) -> torch.Tensor:
+    """float32[...] -> float32[...]: rounded to a dtype."""
+    return numbers.to(dtype).to(torch.float32)
 
 
 def _power_of_two(magnitudes: torch.Tensor) -> torch.Tensor:
