@@ -18,8 +18,8 @@
 // stay in its second-level cache.
 //
 // Weights that lie in rows are packed into tiles as they are needed, a few blocks at a time, which stay in the first-level
-// cache. Packing takes half as long as multiplying with one token, and together that is as fast as TQ2_0's vec_dot; a
-// vec_dot of SHERRY has to unpack five bits for each row, and is not. With few tokens weights come from memory, and no
+// cache. Packing takes nearly as long as multiplying with one token, and together that is about as fast as TQ2_0's vec_dot
+// is; a vec_dot of SHERRY has to unpack five bits for each row, and is not. With few tokens weights come from memory, and no
 // processor foresees a walk along 32 rows at once: the next tile's rows, which lie one after the other, are asked for.
 
 namespace ggml::cpu::sherry {
