@@ -63,8 +63,8 @@ def test_vec_dot(ggml: Any, kernel: str, k: int) -> None:
     sums = ggml.integer_sums("generic", row, x)
     codes, d = sherry.BLOCKS.unpack(row[None])
     scales = d[0].astype(np.float64) * x["d"]
-    # float32: a term is rounded in the product of its scales, and with each of the k/128 blocks that are added, to partial
-    # sums that do not exceed the sum of magnitudes
+    # float32: a term is rounded in the product of its scales, and with each of the k/128 blocks that are added, to
+    # partial sums that do not exceed the sum of magnitudes
     weights = PATTERNS[codes].reshape(-1, SHERRY.block).astype(np.int32)
     magnitudes = np.abs(weights * ggml.unpack_activations(x)).sum(axis=1)
     tolerance = (1 + k // SHERRY.block) * 2.0**-24 * (scales * magnitudes).sum()

@@ -137,7 +137,7 @@ def test_scales(ggml: Any, tile_kernel: Any) -> None:
     x = ggml.activations("generic", (rng.standard_normal(5 * SHERRY.block) * 5).astype(np.float32))[None]
     values = (ggml.unpack_activations(x[0]) * x["d"][0].astype(np.float64)[:, None]).reshape(-1)
     terms = sherry.SHERRY.dequantize(rows).astype(np.float64) * values
-    # float32: one rounding in the product of scales, one in each addition, of partial sums not above the sum of magnitudes
+    # float32: one rounding in the product of scales, one in each addition, of partial sums below the sum of magnitudes
     tolerance = (1 + 5) * 2.0**-24 * np.abs(terms).sum(axis=1)
     assert (np.abs(Product(tile_kernel, rows, x).result()[0] - terms.sum(axis=1)) <= tolerance).all()
 
