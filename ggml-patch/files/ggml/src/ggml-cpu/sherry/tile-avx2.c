@@ -131,6 +131,7 @@ INLINE void mul_blocks(
     const size_t next_row = tile_stride + in_row - n_blocks*tile_bytes;
 
     for (int b = 0; b < n_blocks; ++b) {
+        const int met = ggml_sherry_met_block(b, n_planes);
         const uintptr_t ahead = (uintptr_t) tile + b*tile_bytes + (b + AHEAD < n_blocks ? in_row : next_row);
         for (size_t i = 0; prefetch && i < tile_bytes; i += 64) {
             _mm_prefetch((const char *) (ahead + i), _MM_HINT_T0);
@@ -138,8 +139,8 @@ INLINE void mul_blocks(
         const __m128i * tables_b[SHERRY_MAX_TOKENS];
         const float   * d_b[SHERRY_MAX_TOKENS];
         for (int t = 0; t < n_tokens; ++t) {
-            tables_b[t] = (const __m128i *) tables[t] + 2*SHERRY_GROUPS*(b/n_planes);
-            d_b[t]      = d[t] + n_scales*(b/n_planes);
+            tables_b[t] = (const __m128i *) tables[t] + 2*SHERRY_GROUPS*met;
+            d_b[t]      = d[t] + n_scales*met;
         }
         mul_tile(tile + b*tile_bytes, n_scales, n_tokens, tables_b, d_b, dst, first && b == 0);
     }

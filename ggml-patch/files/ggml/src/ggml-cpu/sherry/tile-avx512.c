@@ -148,7 +148,7 @@ static inline void add_rows(__m512i sums, __m512 d, const __m512 scales[2], floa
             _mm512_cvtph_ps(_mm256_loadu_si256(scales)), _mm512_cvtph_ps(_mm256_loadu_si256(scales + 1))       \
         };                                                                                                     \
         EACH(t, n_tokens) {                                                                                    \
-            add_rows(sums[i][t], _mm512_set1_ps(d[t][n_scales*(b/n_planes) + (k)]), of_rows, dst[t] + SHERRY_TILE_ROWS*i, \
+            add_rows(sums[i][t], _mm512_set1_ps(d[t][n_scales*met + (k)]), of_rows, dst[t] + SHERRY_TILE_ROWS*i, \
                      first && b == 0 && (k) == 0);                                                             \
             sums[i][t] = _mm512_set1_epi16(BIAS);                                                              \
         }                                                                                                      \
@@ -172,6 +172,7 @@ INLINE void mul_tiles(
     const size_t  next_row   = n_tiles*tile_stride + in_row - n_blocks*tile_bytes; // of the tiles after these
 
     for (int b = 0; b < n_blocks; ++b) {
+        const int met = ggml_sherry_met_block(b, n_planes);
         const __m512i * words[4];
         const __m512i * of_block[SHERRY_MAX_TOKENS];
         __m512i sums[4][SHERRY_MAX_TOKENS], index[4];
@@ -182,7 +183,7 @@ INLINE void mul_tiles(
             }
         }
         EACH(t, n_tokens) {
-            of_block[t] = (const __m512i *) tables[t] + b/n_planes*SHERRY_GROUPS;
+            of_block[t] = (const __m512i *) tables[t] + met*SHERRY_GROUPS;
         }
         const size_t ahead = b + AHEAD < n_blocks ? in_row : next_row;
         for (int j = 0; j < WORDS; ++j) {

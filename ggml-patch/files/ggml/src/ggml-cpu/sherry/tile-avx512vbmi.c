@@ -321,11 +321,12 @@ INLINE void mul_tiles(
     const size_t next_row   = n_tiles*tile_stride + in_row - n_blocks*tile_bytes; // of the tiles after these
 
     for (int b = 0; b < n_blocks; ++b) {
+        const int met = ggml_sherry_met_block(b, n_planes);
         const __m512i * of_block[SHERRY_MAX_TOKENS];
         const float   * d_b[SHERRY_MAX_TOKENS];
         EACH(t, n_tokens) {
-            of_block[t] = (const __m512i *) tables[t] + 4*PAIRS*(b/n_planes);
-            d_b[t]      = d[t] + n_scales*(b/n_planes);
+            of_block[t] = (const __m512i *) tables[t] + 4*PAIRS*met;
+            d_b[t]      = d[t] + n_scales*met;
         }
         const size_t ahead = b + AHEAD < n_blocks ? in_row : next_row;
         const uint8_t * of_tiles = tiles + b*tile_bytes;

@@ -220,11 +220,12 @@ INLINE void mul_tile(
         }
     }
     for (int b = 0; b < n_blocks; ++b, tile += tile_bytes) {
+        const int met = ggml_sherry_met_block(b, n_planes);
         const int8_t * block_tables[TOKENS];
         const float  * block_d[TOKENS];
         for (int t = 0; t < n_tokens; ++t) {
-            block_tables[t] = (const int8_t *) tables[t] + (size_t) (b/n_planes)*TABLE_BYTES;
-            block_d[t]      = d[t] + n_scales*(b/n_planes);
+            block_tables[t] = (const int8_t *) tables[t] + (size_t) met*TABLE_BYTES;
+            block_d[t]      = d[t] + n_scales*met;
         }
         // as an integer, because a pointer must not leave its array
         for (size_t i = 0; prefetch && i < tile_bytes; i += 64) {

@@ -130,17 +130,18 @@ static void mul_rows(int n_tiles, size_t tile_stride, const void * tiles, int n_
     const int    n_groups   = SHERRY_GROUPS/n_scales;
     for (int i = 0; i < n_tiles; ++i) {
         for (int b = 0; b < n_blocks; ++b) {
+            const int met = ggml_sherry_met_block(b, n_planes);
             const uint8_t * tile = (const uint8_t *) tiles + (size_t) i*tile_stride + b*tile_bytes;
             for (int t = 0; t < n_tokens; ++t) {
                 for (int k = 0; k < n_scales; ++k) {
                     int32_t sums[SHERRY_TILE_ROWS];
-                    isums_generic(tile, n_groups*k, n_groups, (const int16_t (*)[16]) tables[t] + b/n_planes*SHERRY_GROUPS, sums);
+                    isums_generic(tile, n_groups*k, n_groups, (const int16_t (*)[16]) tables[t] + met*SHERRY_GROUPS, sums);
 
                     float * out = dst[t] + SHERRY_TILE_ROWS*i;
                     for (int r = 0; r < SHERRY_TILE_ROWS; ++r) {
                         uint16_t bits;
                         memcpy(&bits, tile + SHERRY_TILE_SCALES + 2*(SHERRY_TILE_ROWS*k + r), sizeof(bits));
-                        const float scale = GGML_FP16_TO_FP32(bits)*d[t][n_scales*(b/n_planes) + k];
+                        const float scale = GGML_FP16_TO_FP32(bits)*d[t][n_scales*met + k];
                         out[r] = fmaf((float) sums[r], scale, first && b == 0 && k == 0 ? 0 : out[r]);
                     }
                 }

@@ -30,6 +30,11 @@ extern "C" {
 
 #define SHERRY_MAX_TOKENS 4 // of one call of mul
 
+// the block of activations that block b of a tile meets, without a division
+static inline int ggml_sherry_met_block(int b, int n_planes) {
+    return n_planes == 1 ? b : b/SHERRY_2P_PLANES;
+}
+
 // n_tiles tiles, tile_stride bytes apart, times n_tokens columns of activations, n_blocks blocks of a tile. Of SHERRY_2P
 // n_planes, two, of these meet the same block of activations, the first plane and then the second; else it is one:
 // dst[t][32*i + r] = fma(sum of weights*qs, (scale of row r of tile i)*d[t][b/n_planes], dst[t][32*i + r]), one block b
