@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from sherry_gguf.errors import SherryError
 from sherry_gguf.formats.groups import GROUP, codes_of
+from sherry_gguf.formats.scales import LARGEST
 from sherry_gguf.formats.sherry_2p import PLANE, decode, encode, is_one_plane, pack_planes
 
 F32 = npt.NDArray[np.float32]
@@ -48,6 +49,8 @@ def round_planes(weights: F32, importance: F32 | None = None) -> U8:
     m = np.where(has_some[:, None], m, 1.0)
     total = np.where(has_some, _in_order(m), float(PLANE.block))
     size = np.sqrt(_in_order(m * (blocks * blocks)) / (0.75 * total))  # of a single plane
+    if (size > LARGEST).any():
+        raise SherryError(f"{np.count_nonzero(size > LARGEST)} blocks have weights that are too large for fp16")
 
     best = _Best(blocks, m)
     for ratio, of_size in product(_RATIOS, _SIZES):

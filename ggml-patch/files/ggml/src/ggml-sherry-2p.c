@@ -253,9 +253,9 @@ static void round_block(const float * w, const float * importance, block_sherry_
     static const double ratios[3] = { 1, 0.62, 0.36 }, sizes[2] = { 1, 0.8 };
     struct planes best, tried;
     memset(&best, 0, sizeof(best));
-    best.d[0] = 0x7E00; // NaN, as SHERRY: for weights that are not finite, or have no sums in fp16
+    best.d[0] = 0x7E00; // NaN, as SHERRY: for weights that are not finite, or too large for fp16
     double least = HUGE_VAL;
-    for (int i = 0; i < 6; ++i) {
+    for (int i = 0; i < 6 && size <= 65504; ++i) {
         double a = sizes[i%2]*size/sqrt(1 + ratios[i/2]*ratios[i/2]);
         double b = ratios[i/2]*a;
         for (int step = 0; step < 3; ++step) {
