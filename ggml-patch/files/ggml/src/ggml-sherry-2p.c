@@ -5,7 +5,12 @@
 #include <math.h>
 #include <string.h>
 
-#pragma STDC FP_CONTRACT OFF // sums are those of sherry_gguf/weights/two_planes.py, bit by bit
+// sums are those of sherry_gguf/weights/two_planes.py, bit by bit, also where a processor can fuse multiplying and adding
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC optimize ("fp-contract=off")
+#endif
 
 static uint16_t get_d(const block_sherry * x) {
     return (uint16_t) (x->d[0] | x->d[1] << 8);
