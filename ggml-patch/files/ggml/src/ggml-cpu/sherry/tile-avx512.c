@@ -83,7 +83,7 @@ static void tables_avx512(const block_q8_sherry * x, void * tables) {
         __m512 of_rows[2];                                                                                     \
         load_scales(words[i] + WORDS, k, of_rows);                                                             \
         EACH(t, n_tokens) {                                                                                    \
-            add_rows(sums[i][t], BIAS, _mm512_set1_ps(d[t][n_scales*b + (k)]), of_rows,                       \
+            add_rows(sums[i][t], BIAS, _mm512_set1_ps(d[t][n_scales*met + (k)]), of_rows,                     \
                      dst[t] + SHERRY_TILE_ROWS*i, first && b == 0 && (k) == 0);                                \
             sums[i][t] = _mm512_set1_epi16(BIAS);                                                              \
         }                                                                                                      \
@@ -99,7 +99,7 @@ static void tables_avx512(const block_q8_sherry * x, void * tables) {
 // n_scales, n_tiles and n_tokens are constants where this is inlined: 16 registers of sums at most, and one of codes for
 // each tile
 INLINE void mul_tiles(
-        const int n_scales, const int n_tiles, size_t tile_stride, const uint8_t * tiles, int n_blocks, const int n_tokens,
+        const int n_scales, const int n_tiles, size_t tile_stride, const uint8_t * tiles, int n_blocks, int n_planes, const int n_tokens,
         const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
     const __m512i top = _mm512_set1_epi16((short) 0x8000);
     const size_t  tile_bytes = SHERRY_TILE_SCALES + n_scales*2*SHERRY_TILE_ROWS;
@@ -107,6 +107,7 @@ INLINE void mul_tiles(
     const size_t  next_row   = n_tiles*tile_stride + in_row - n_blocks*tile_bytes; // of the tiles after these
 
     for (int b = 0; b < n_blocks; ++b) {
+        const int met = ggml_sherry_met_block(b, n_planes);
         const __m512i * words[4];
         const __m512i * of_block[SHERRY_MAX_TOKENS];
         __m512i sums[4][SHERRY_MAX_TOKENS], index[4];
@@ -117,7 +118,7 @@ INLINE void mul_tiles(
             }
         }
         EACH(t, n_tokens) {
-            of_block[t] = (const __m512i *) tables[t] + b*SHERRY_GROUPS;
+            of_block[t] = (const __m512i *) tables[t] + met*SHERRY_GROUPS;
         }
         const size_t ahead = b + AHEAD < n_blocks ? in_row : next_row;
         for (int j = 0; j < WORDS; ++j) {
@@ -151,12 +152,12 @@ INLINE void mul_tiles(
 
 #define MUL(n_scales, n_tiles, n_tokens) \
     case 8*(n_tiles) + (n_tokens): \
-        mul_tiles(n_scales, n_tiles, tile_stride, tiles, n_blocks, n_tokens, tables, d, dst, first, prefetch); \
+        mul_tiles(n_scales, n_tiles, tile_stride, tiles, n_blocks, n_planes, n_tokens, tables, d, dst, first, prefetch); \
         break;
 #define MUL_TILES(n_scales, n_tiles) \
     MUL(n_scales, n_tiles, 1) MUL(n_scales, n_tiles, 2) MUL(n_scales, n_tiles, 3) MUL(n_scales, n_tiles, 4)
 
-static void mul_avx512(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+static void mul_avx512(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_tokens,
                        const void * const * tables, const float * const * d, float * const * dst, bool first,
                        bool prefetch) {
     switch (8*n_tiles + n_tokens) {
@@ -167,7 +168,7 @@ static void mul_avx512(int n_tiles, size_t tile_stride, const void * tiles, int 
     }
 }
 
-static void mul_g32_avx512(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+static void mul_g32_avx512(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_tokens,
                            const void * const * tables, const float * const * d, float * const * dst, bool first,
                            bool prefetch) {
     switch (8*n_tiles + n_tokens) {
