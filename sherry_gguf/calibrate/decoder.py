@@ -38,7 +38,9 @@ class Decoder:
         with transformers_errors(checkpoint.directory, "no model of this config.json"), _without_weights():
             config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
             config._experts_implementation = "eager"  # one linear layer an expert, whose inputs can be seen
-            self._model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval().base_model
+            self._model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=False
+            ).base_model.eval()
         whole = f"{AutoModelForCausalLM._model_mapping[type(config)].base_model_prefix}."
         counts = {
             whole + path: sum(name.startswith(f"{whole}{path}.") for name in names)
@@ -142,8 +144,9 @@ class Decoder:
 
     def _stored(self, name: str, shape: torch.Size) -> torch.Tensor:
         """A tensor of the checkpoint by its name in transformers' model, experts stacked as they are there."""
-        if name in self.checkpoint.names:
-            return self.checkpoint.load(name)
+        for own in _spellings(name):
+            if own in self.checkpoint.names:
+                return self.checkpoint.load(own)
         parts = expert_names(name, self.checkpoint.names)
         if not parts:
             raise SherryError(f"{self.checkpoint.path}: no tensor in it is {name} of transformers' model")
@@ -157,7 +160,7 @@ def expert_names(stacked: str, names: Iterable[str]) -> list[list[str]]:
     if found is None:
         return []
     known = set(names)
-    for experts in (found["experts"], found["experts"].replace(".mlp.", ".block_sparse_moe.")):
+    for experts in _spellings(found["experts"]):
         for gate, up, down in _EXPERT_NAMES:
             parts = (down,) if found["what"] == "down_proj" else (gate, up)
             stack: list[list[str]] = []
@@ -166,6 +169,11 @@ def expert_names(stacked: str, names: Iterable[str]) -> list[list[str]]:
             if stack:
                 return stack
     return []
+
+
+def _spellings(name: str) -> tuple[str, ...]:
+    """A name of transformers' model, and as Mixtral's checkpoints have it."""
+    return tuple(dict.fromkeys((name, name.replace(".mlp.", ".block_sparse_moe."))))
 
 
 @contextmanager

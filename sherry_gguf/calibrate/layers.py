@@ -7,10 +7,10 @@ In memory are one layer, its statistics and the activations; these are on disk w
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -83,12 +83,19 @@ def calibrate(
     decoder = Decoder(checkpoint, names, device)
     layer_of = {name: place for name in names if (place := decoder.place(name)) is not None}
     result = Calibrated(state, layer_of)
-    total = sum(_size(checkpoint, name) for name in layer_of)
-    bar = tqdm(total=total, desc="Calibrating", unit="weight", unit_scale=True, smoothing=0, disable=not progress)
-    with torch.inference_mode(), tempfile.TemporaryDirectory(dir=state.directory) as folder, bar:
+    bar = tqdm(
+        total=sum(_size(checkpoint, name) for name in layer_of),
+        initial=sum(_size(checkpoint, name) for name, layer in layer_of.items() if state.finished(layer)),
+        desc="Calibrating",
+        unit="weight",
+        unit_scale=True,
+        smoothing=0,  # the mean over all of the walk tells how much time is left
+        disable=not progress,
+    )
+    with torch.inference_mode(), state.activations() as folder, bar:
         hidden = _activations(len(windows), windows.shape[1], _width(checkpoint), memory, folder)
         decoder.embed(windows, hidden)
-        for index in range(len(decoder.layers)):
+        for index in range(max(layer_of.values(), default=-1) + 1):
             targets = [name for name, layer in layer_of.items() if layer == index]
             layer = decoder.load(index)
             found = matrices(layer, f"{decoder.path}.{index}.", targets, checkpoint.names)
@@ -106,10 +113,6 @@ def calibrate(
             if isinstance(watch, Watch):
                 _require_reached(found, watch, targets)
                 _quantize_layer(state, index, found, watch.hessians, planes, bar)
-            else:
-                done = sum(_size(checkpoint, name) for name in targets)
-                bar.initial += done  # which took no time, and says nothing of how much is left
-                bar.update(done)
             decoder.free(index)
             said = state.found(index)
             result.weights.update(said["weights"])
@@ -127,12 +130,12 @@ def _width(checkpoint: Checkpoint) -> int:
     return int(checkpoint.config.get("hidden_size") or text["hidden_size"])
 
 
-def _activations(windows: int, length: int, width: int, memory: float, folder: str) -> torch.Tensor:
+def _activations(windows: int, length: int, width: int, memory: float, folder: Path) -> torch.Tensor:
     """float32[windows, length, width], of a file in the folder where that is more than is allowed."""
     if 4 * windows * length * width <= memory * GIB:
         return torch.empty(windows, length, width)
-    file = tempfile.NamedTemporaryFile(dir=folder, delete=False)  # noqa: SIM115 - goes with the folder
-    return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=(windows, length, width)))
+    file = np.memmap(folder / "activations", dtype=np.float32, mode="w+", shape=(windows, length, width))
+    return torch.from_numpy(file)
 
 
 def _require_reached(found: Sequence[Matrix], watch: Watch, targets: Iterable[str]) -> None:

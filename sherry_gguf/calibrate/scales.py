@@ -22,6 +22,7 @@ _RATIOS: Final = (1.0, 0.62, 0.36)  # of the second plane's scale to the first's
 _SIZES: Final = (1.0, 0.75)  # of the magnitudes to those that give the weights' own norm
 _FIRST_STEPS: Final = 2  # from every start
 _MORE_STEPS: Final = 4  # from the best one
+_LEAST_RATIO: Final = 2**-10  # of b to a
 _SINGULAR: Final = 1e-6  # of the product of the diagonal: a determinant below it does not tell two scales apart
 
 
@@ -125,5 +126,6 @@ def _all_but_least(costs: torch.Tensor) -> torch.Tensor:
 
 
 def _rounded(scales: torch.Tensor) -> torch.Tensor:
-    """To fp16, as the file has them."""
+    """To fp16, as the file has them; a second scale that is next to nothing is 0, so that float32 holds a + b."""
+    scales = torch.stack([scales[0], torch.where(scales[1] < _LEAST_RATIO * scales[0], 0.0, scales[1])])
     return scales.to(torch.float16).to(torch.float32)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +18,7 @@ from sherry_gguf.calibrate.feedback import Planes
 from sherry_gguf.errors import SherryError, Way
 
 _STATE: Final = "calibration.json"
+_ACTIVATIONS: Final = "activations-"
 
 
 class State:
@@ -34,12 +37,20 @@ class State:
                 raise SherryError(f"{directory}: is no folder of a calibration", Way.OTHER_OUTFILE)
             directory.mkdir(exist_ok=True)
             wanted = json.dumps(facts, sort_keys=True)
+            for folder in directory.glob(f"{_ACTIVATIONS}*"):  # of one that was killed
+                shutil.rmtree(folder)
             if not state.is_file() or state.read_text(encoding="utf-8") != wanted:
                 for file in directory.glob("layer-*.safetensors*"):
                     file.unlink()
                 state.write_text(wanted, encoding="utf-8")
         except OSError as error:
             raise SherryError(f"{directory}: cannot write there, {error.strerror}", Way.OTHER_OUTFILE) from error
+
+    @contextmanager
+    def activations(self) -> Iterator[Path]:
+        """A folder for what is only needed while it is worked on."""
+        with tempfile.TemporaryDirectory(prefix=_ACTIVATIONS, dir=self.directory) as folder:
+            yield Path(folder)
 
     def finished(self, layer: int) -> bool:
         """Whether a layer is; one whose file is damaged is not."""
