@@ -111,18 +111,17 @@ def nearest(
     has_first = _all_but_least(torch.minimum(no_first + elsewhere, neither))
     here = neither - no_first  # what the second plane's zero adds in the place of the first's
     has_second = _all_but_least(torch.where(has_first, no_second, here))
-    first, second = has_first.to(magnitudes.dtype), torch.where(of_sum <= of_difference, 1.0, -1.0)
-    second = torch.where(has_first, second, 1.0) * has_second
+    first = has_first.to(magnitudes.dtype)
+    adds = (of_sum <= of_difference) | ~has_first  # where the first has its zero, the second has the sign
+    second = adds.to(magnitudes.dtype).mul_(2).sub_(1).mul_(has_second)
     return first, second, ((magnitudes - first * a - second * b).square_() * importance).sum(dim=(0, 1))
 
 
 def _all_but_least(costs: torch.Tensor) -> torch.Tensor:
     """[4, ...] -> bool[4, ...], false at the first place of least cost."""
-    least, place = costs[0], torch.zeros_like(costs[0])
-    for p in range(1, GROUP):
-        place = torch.where(costs[p] < least, float(p), place)
-        least = torch.minimum(least, costs[p])
-    return torch.stack([place != p for p in range(GROUP)])
+    low, high = costs[0] <= costs[1], costs[2] <= costs[3]
+    in_low = torch.minimum(costs[0], costs[1]) <= torch.minimum(costs[2], costs[3])
+    return torch.stack([~(low & in_low), low | ~in_low, ~high | in_low, high | in_low])
 
 
 def _rounded(scales: torch.Tensor) -> torch.Tensor:
