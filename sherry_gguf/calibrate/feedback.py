@@ -43,9 +43,13 @@ class Planes:
     def weights(self) -> torch.Tensor:
         """float32[rows, k]: the sum of the planes, as a reader of the file computes it."""
         planes, rows, groups = self.codes.shape
-        ternary = torch.from_numpy(PATTERNS.copy()).to(self.codes.device, torch.float32)[self.codes.int()]
-        blocks = ternary.view(planes, rows, -1, BLOCK) * self.scales.to(torch.float32)[..., None]
+        blocks = self.ternary().view(planes, rows, -1, BLOCK) * self.scales.to(torch.float32)[..., None]
         return blocks.sum(dim=0).view(rows, groups * GROUP)
+
+    def ternary(self) -> torch.Tensor:
+        """float32[planes, rows, k]: -1, 0 and 1."""
+        patterns = torch.from_numpy(PATTERNS.copy()).to(self.codes.device, torch.float32)
+        return patterns[self.codes.int()].flatten(-2)
 
     def rows(self, part: slice) -> Planes:
         """Some of the rows."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -82,7 +81,8 @@ def calibrate(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decoder = Decoder(checkpoint, names, device)
     layer_of = {name: place for name in names if (place := decoder.place(name)) is not None}
-    result = Calibrated(state, layer_of)
+    if outside := [name for name in names if name not in layer_of]:
+        raise SherryError(f"{outside[0]}: is in no decoder layer that transformers computes", Way.LEAVE_OUT)
     bar = tqdm(
         total=sum(_size(checkpoint, name) for name in layer_of),
         initial=sum(_size(checkpoint, name) for name, layer in layer_of.items() if state.finished(layer)),
@@ -92,33 +92,40 @@ def calibrate(
         smoothing=0,  # the mean over all of the walk tells how much time is left
         disable=not progress,
     )
-    with torch.inference_mode(), state.activations() as folder, bar:
-        hidden = _activations(len(windows), windows.shape[1], _width(checkpoint), memory, folder)
-        decoder.embed(windows, hidden)
-        for index in range(max(layer_of.values(), default=-1) + 1):
-            targets = [name for name, layer in layer_of.items() if layer == index]
-            layer = decoder.load(index)
-            found = matrices(layer, f"{decoder.path}.{index}.", targets, checkpoint.names)
-            finished = state.finished(index)
-            watch = nullcontext() if finished else Watch(found)
-            with watch:
-                for window in range(len(hidden)):
-                    out = decoder.forward(index, hidden[window : window + 1].to(device))
-                    if not torch.isfinite(out).all():
-                        raise SherryError(
-                            f"{checkpoint.path}: layer {index} of the float model makes NaN or infinities of window "
-                            f"{window} of the text"
-                        )
-                    hidden[window : window + 1] = out
-            if isinstance(watch, Watch):
-                _require_reached(found, watch, targets)
-                _quantize_layer(state, index, found, watch.hessians, planes, bar)
-            decoder.free(index)
-            said = state.found(index)
-            result.weights.update(said["weights"])
-            result.outputs.update(said["outputs"])
-            result.notes += said["notes"]
+    unfinished = [layer for layer in set(layer_of.values()) if not state.finished(layer)]
+    if unfinished:
+        with torch.inference_mode(), state.activations() as folder, bar:
+            hidden = _activations(len(windows), windows.shape[1], _width(checkpoint), memory, folder)
+            decoder.embed(windows, hidden)
+            for index in range(max(unfinished) + 1):
+                targets = [name for name, layer in layer_of.items() if layer == index]
+                found = matrices(decoder.load(index), f"{decoder.path}.{index}.", targets, checkpoint.names)
+                watch = Watch(found if index in unfinished else ())
+                with watch:
+                    _compute(decoder, index, hidden)
+                if index in unfinished:
+                    _require_reached(found, watch, targets)
+                    _quantize_layer(state, index, found, watch.hessians, planes, bar)
+                decoder.free(index)
+    result = Calibrated(state, layer_of)
+    for index in sorted(set(layer_of.values())):
+        said = state.found(index)
+        result.weights.update(said["weights"])
+        result.outputs.update(said["outputs"])
+        result.notes += said["notes"]
     return result
+
+
+def _compute(decoder: Decoder, index: int, hidden: torch.Tensor) -> None:
+    """Put all windows through a layer. Raises SherryError for what is no number then."""
+    for window in range(len(hidden)):
+        out = decoder.forward(index, hidden[window : window + 1].to(decoder.device))
+        if not torch.isfinite(out).all():
+            raise SherryError(
+                f"{decoder.checkpoint.path}: layer {index} of the float model makes NaN or infinities of window "
+                f"{window} of the text"
+            )
+        hidden[window : window + 1] = out
 
 
 def _size(checkpoint: Checkpoint, name: str) -> int:

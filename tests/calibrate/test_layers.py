@@ -155,6 +155,9 @@ def test_layers_that_are_none(random_checkpoint, tmp_path):
         walk.calibrate(checkpoint, ["model.layers.0.input_layernorm.weight"], windows, state, planes=2, memory=1.0)
     with refused(r"none of its linear layers is in a list of decoder layers of LlamaModel"):
         walk.calibrate(checkpoint, ["model.norm.weight"], windows, state, planes=2, memory=1.0)
+    names = [*names_of(checkpoint), "model.layers.2.self_attn.q_proj.weight"]
+    with refused(r"model.layers.2.self_attn.q_proj.weight: is in no decoder layer .*--sherry-layers"):
+        walk.calibrate(checkpoint, names, windows, state, planes=2, memory=1.0)
     config = json.loads((model / "config.json").read_text())
     spoiled = spoil(model, tmp_path / "m", lambda state: state.pop("model.layers.1.mlp.up_proj.weight"))
     (spoiled / "config.json").write_text(json.dumps(config))
