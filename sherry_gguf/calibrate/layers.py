@@ -7,6 +7,7 @@ In memory are one layer, its statistics and the activations; these are on disk w
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,10 +140,15 @@ def _width(checkpoint: Checkpoint) -> int:
 
 def _activations(windows: int, length: int, width: int, memory: float, folder: Path) -> torch.Tensor:
     """float32[windows, length, width], of a file in the folder where that is more than is allowed."""
-    if 4 * windows * length * width <= memory * GIB:
+    size = 4 * windows * length * width
+    if size <= memory * GIB:
         return torch.empty(windows, length, width)
-    file = np.memmap(folder / "activations", dtype=np.float32, mode="w+", shape=(windows, length, width))
-    return torch.from_numpy(file)
+    path = folder / "activations"
+    with path.open("wb") as file:
+        file.truncate(size)
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and the end of the process later
+            os.posix_fallocate(file.fileno(), 0, size)
+    return torch.from_numpy(np.memmap(path, dtype=np.float32, mode="r+", shape=(windows, length, width)))
 
 
 def _require_reached(found: Sequence[Matrix], watch: Watch, targets: Iterable[str]) -> None:

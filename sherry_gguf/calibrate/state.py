@@ -68,7 +68,10 @@ class State:
             tensors[f"{name}:scales"] = matrix.scales.cpu().contiguous()
         file = self._file(layer)
         temporary = file.with_name(f"{file.name}.part")
-        save_file(tensors, temporary, metadata={"found": json.dumps(found)})
+        try:
+            save_file(tensors, temporary, metadata={"found": json.dumps(found)})
+        except SafetensorError as error:
+            raise SherryError(f"{self.directory}: cannot write all of it there, {error}", Way.OTHER_OUTFILE) from error
         os.replace(temporary, file)
 
     def found(self, layer: int) -> dict[str, Any]:

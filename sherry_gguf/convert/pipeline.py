@@ -107,7 +107,8 @@ def convert(
 
     require_free(target, force, _inputs(source, metadata))
     if calibration is not None:
-        calibrated = calibrate_job(job, calibration, target, progress)
+        with naming_full_disk(target):
+            calibrated = calibrate_job(job, calibration, target, progress)
         conversion = replace(conversion, losses=calibrated.weights, notes=[*notes, *calibrated.said()])
     with temporary_beside(target) as temporary:
         with _upstream(source), naming_full_disk(target):
