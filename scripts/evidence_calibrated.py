@@ -57,8 +57,9 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8, help="that are measured on")
     parser.add_argument("--planes", type=int, nargs="*", default=[2, 1])
     parser.add_argument("--types", nargs="*", default=["Q2_K", "IQ2_S", "IQ3_XXS", "Q3_K"])
+    parser.add_argument("--texts", type=Path, help="where the addresses are, or go (default: WORK/sotu)")
     args = parser.parse_args()
-    texts = sotu.fetch(args.work / "sotu")
+    texts = sotu.fetch(args.texts or args.work / "sotu")
     addresses = [json.loads(line)["text"] for line in texts.train.read_text(encoding="utf-8").splitlines()]
     text = args.work / "calibration.txt"
     text.write_text("\n".join(addresses)[-CHARACTERS:], encoding="utf-8")
