@@ -38,10 +38,8 @@ class Decoder:
         with transformers_errors(checkpoint.directory, "no model of this config.json"), _without_weights():
             config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
             config._experts_implementation = "eager"  # one linear layer an expert, whose inputs can be seen
-            self._model = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, trust_remote_code=False
-            ).base_model.eval()
-        whole = f"{AutoModelForCausalLM._model_mapping[type(config)].base_model_prefix}."
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
+        self._model, whole = model.base_model, f"{model.base_model_prefix}."
         counts = {
             whole + path: sum(name.startswith(f"{whole}{path}.") for name in names)
             for path, module in self._model.named_modules()

@@ -52,6 +52,11 @@ class State:
         with tempfile.TemporaryDirectory(prefix=_ACTIVATIONS, dir=self.directory) as folder:
             yield Path(folder)
 
+    def remove_if_empty(self) -> None:
+        """The folder, if no layer is finished."""
+        if not any(self.directory.glob("layer-*.safetensors")):
+            self.remove()
+
     def finished(self, layer: int) -> bool:
         """Whether a layer is; one whose file is damaged is not."""
         try:

@@ -108,15 +108,19 @@ def calibrate_job(job: Job, calibration: Calibration, target: Path, progress: bo
     """Find the job's weights, which takes minutes to hours. What is finished stays in a folder beside ``target``."""
     asked = require_type(job.types)
     assert job.windows is not None
-    result = calibrate(
-        job.checkpoint,
-        list(job.plan.layers),
-        job.windows,
-        State(target.with_name(f"{target.name}.calibration"), _facts(job, asked)),
-        planes=asked.planes,
-        memory=calibration.memory,
-        progress=progress,
-    )
+    state = State(target.with_name(f"{target.name}.calibration"), _facts(job, asked))
+    try:
+        result = calibrate(
+            job.checkpoint,
+            list(job.plan.layers),
+            job.windows,
+            state,
+            planes=asked.planes,
+            memory=calibration.memory,
+            progress=progress,
+        )
+    finally:
+        state.remove_if_empty()
     job.calibrated.update({name: partial(result.load, name) for name in job.plan.layers})
     return result
 

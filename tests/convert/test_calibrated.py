@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from reading import field, tensors_of, values_of
 from refusals import refused
+from remaking import remake
 from safetensors.torch import load_file
 
 from sherry_gguf.cli import main
@@ -113,6 +114,16 @@ def test_what_is_finished_is_kept_until_the_file_is_there(plain, on, tmp_path, m
         patch.setattr("sherry_gguf.calibrate.layers.quantize", fails)
         convert(plain, tmp_path / "x.gguf", types=TypeChoice(outtype="sherry"), calibration=on)
     assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
+
+
+def test_a_refusal_leaves_nothing(plain, on, tmp_path):
+    def infinite(name, w):
+        return w.fill_(3e38) if "layers.0.mlp.down" in name else w
+
+    model = remake(plain, tmp_path / "m", infinite)
+    with refused(r"layer 0 of the float model makes NaN or infinities"):
+        convert(model, tmp_path / "x.gguf", types=TypeChoice(outtype="sherry"), calibration=on)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_a_bit_that_is_another_is_found(plain, on, tmp_path, monkeypatch):
