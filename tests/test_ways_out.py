@@ -227,6 +227,11 @@ def scales_too_fine_for_a_type_asked_for(i):
 
 
 @case
+def a_plain_model_that_is_not_to_be_trained(i):
+    return Case(i.convert(i.plain(), "--no-verify"), Way.CALIBRATE, {"TEXT": str(i.text)})
+
+
+@case
 def a_calibration_that_is_not_needed(i):
     line = i.convert(i.tiny, "--outtype", "sherry", "--calibrate", str(i.text))
     return Case(line, Way.NO_CALIBRATION, drop=("--calibrate",))

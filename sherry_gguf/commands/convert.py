@@ -58,6 +58,7 @@ WAYS = {
     Way.NO_REGRID: "leave out --regrid",
     Way.AUTO_NO_REGRID: "--outtype auto without --regrid takes for each tensor the smallest type that holds it",
     Way.REGRID_TYPE: "give --outtype {0}",
+    Way.CALIBRATE: "--outtype sherry_2p --calibrate TEXT changes a plain model to two planes, at 2.75 bits a weight",
     Way.NO_CALIBRATION: "leave out --calibrate",
     Way.WHERE: "--verbose shows where",
     Way.UNVERIFIED: "--no-verify writes it all the same",
