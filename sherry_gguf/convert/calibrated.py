@@ -100,7 +100,16 @@ def calibration_job(checkpoint: Checkpoint, source: Source, types: TypeChoice, c
 
 
 def without(plan: Plan, names: Sequence[str]) -> Plan:
-    """The plan without layers for which the user chose another type: these are stored as they are in the checkpoint."""
+    """The plan without layers for which the user chose another type: these are stored as they are in the checkpoint.
+
+    Raises SherryError for experts: of those upstream's converter does not tell which tensors of the checkpoint it
+    stacks in one.
+    """
+    if stacked := next((name for name in names if ".experts." in name), None):
+        raise SherryError(
+            f"{stacked}: its experts are calibrated all or not at all, and a type of its own was chosen for some",
+            Way.LEAVE_OUT,
+        )
     return replace(plan, layers={name: layer for name, layer in plan.layers.items() if name not in names})
 
 

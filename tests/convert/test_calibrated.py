@@ -92,6 +92,14 @@ def test_a_layer_with_a_type_of_its_own_is_not_changed(plain, on, tmp_path):
     assert len(found.losses) == 12
 
 
+def test_experts_with_a_type_of_their_own(random_checkpoint, on, tmp_path):
+    """Upstream's converter names one tensor of the checkpoint for all that it stacks."""
+    directory = random_checkpoint("Mixtral", **SMALL, num_local_experts=4)
+    types = TypeChoice(outtype="sherry", overrides=[("ffn_down_exps", "f32")])
+    with refused(r"its experts are calibrated all or not at all, and a type of its own .*--sherry-layers"):
+        convert(directory, tmp_path / "x.gguf", types=types, calibration=on)
+
+
 def test_nothing_is_written_or_calibrated_dry(plain, on, tmp_path):
     found = convert(plain, tmp_path / "x.gguf", types=TWO, calibration=on, dry_run=True)
     assert found.bits_per_weight("SHERRY_2P") == 2.75
