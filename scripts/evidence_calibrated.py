@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8, help="that are measured on")
     parser.add_argument("--planes", type=int, nargs="*", default=[2, 1])
     parser.add_argument("--types", nargs="*", default=["Q2_K", "IQ2_S", "IQ3_XXS", "Q3_K"])
+    parser.add_argument("--files", type=Path, nargs="*", default=[], help="GGUF files of the model by llama-quantize")
     parser.add_argument("--texts", type=Path, help="where the addresses are, or go (default: WORK/sotu)")
     args = parser.parse_args()
     texts = sotu.fetch(args.texts or args.work / "sotu")
@@ -82,6 +83,11 @@ def main() -> None:
         with weights_of(model, names, lambda name, _, found=found: found.load(name)):  # type: ignore[misc]
             scores = score(in_float, log_probabilities(model, measured), measured)
         show(f"{planes} planes, calibrated ({seconds:.0f} s)", BITS[planes], scores)
+    for path in args.files:
+        stored, bits = linear_layers(path, names)
+        with weights_of(model, names, lambda n, _, stored=stored: stored[n]):  # type: ignore[misc]
+            scores = score(in_float, log_probabilities(model, measured), measured)
+        show(f"{path.stem}, as llama-quantize wrote it", bits, scores)
     if args.types:
         importance = mean_squares(checkpoint, names, windows)
         quantizer = Quantizer()
@@ -151,6 +157,26 @@ def mean_squares(checkpoint: Checkpoint, names: list[str], windows: torch.Tensor
                     found[name] = (hessian.sum.diagonal() / hessian.tokens).numpy()
             decoder.free(index)
     return found
+
+
+def linear_layers(path: Path, names: list[str]) -> tuple[dict[str, torch.Tensor], float]:
+    """The weights float32[rows, k] of a file by the checkpoint's names, and their bits per weight."""
+    llama_cpp.use_pinned_gguf()
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    architecture = str(reader.fields["general.architecture"].contents())
+    if architecture == "llama":
+        raise SystemExit(f"{path}: rows of a Llama are in another order in a file")
+    number = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
+    to_file = gguf.get_tensor_name_map(number, int(reader.fields[f"{architecture}.block_count"].contents()))
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    found, n_bytes, weights = {}, 0, 0
+    for name in names:
+        tensor = tensors[f"{to_file.get_name(name.removesuffix('.weight'))}.weight"]
+        found[name] = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+        n_bytes, weights = n_bytes + int(tensor.n_bytes), weights + int(tensor.n_elements)
+    return found, 8 * n_bytes / weights
 
 
 class Quantizer:
