@@ -36,19 +36,26 @@ class Hessian:
         return found
 
 
-def upper_factor(hessian: torch.Tensor) -> torch.Tensor:
-    """[k, k] -> U float64[k, k], upper triangular, with U^T U = (H + 1% of its mean diagonal)^-1.
+def damped(hessian: torch.Tensor) -> torch.Tensor:
+    """[k, k] -> float64[k, k]: with 1% of its mean diagonal added to it.
 
-    A channel that was always 0 gets a diagonal of 1: nothing that is written there matters. Raises SherryError for a
-    matrix that has no such factor, which a sum of squares always has.
+    A channel that was always 0 gets a diagonal of 1: nothing that is written there matters.
     """
-    damped = hessian.to(torch.float64)
-    diagonal = damped.diagonal()
+    found = hessian.to(torch.float64, copy=True)
+    diagonal = found.diagonal()
     dead = diagonal == 0
     diagonal += _DAMPING * diagonal.mean()
     diagonal[dead] = 1
+    return found
+
+
+def upper_factor(hessian: torch.Tensor) -> torch.Tensor:
+    """[k, k], damped -> U float64[k, k], upper triangular, with U^T U = H^-1.
+
+    Raises SherryError for a matrix that has no such factor, as a damped sum of squares always has.
+    """
     # With the rows and columns reversed a lower factor L is the upper one R of H = R R^T, so that U = R^-1.
-    lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+    lower, failed = torch.linalg.cholesky_ex(hessian.to(torch.float64).flip(0, 1))
     if failed.item() or not torch.isfinite(lower).all():
         raise SherryError("the statistics of its inputs are no positive definite matrix")
     identity = torch.eye(len(lower), dtype=torch.float64, device=lower.device)

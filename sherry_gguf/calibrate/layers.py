@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from sherry_gguf.calibrate.decoder import Decoder
 from sherry_gguf.calibrate.feedback import quantize
-from sherry_gguf.calibrate.hessian import Hessian, upper_factor
+from sherry_gguf.calibrate.hessian import Hessian, damped, upper_factor
+from sherry_gguf.calibrate.refit import refit
 from sherry_gguf.calibrate.state import State
 from sherry_gguf.calibrate.watch import Matrix, Watch, matrices
 from sherry_gguf.checkpoint import Checkpoint
@@ -181,7 +182,8 @@ def _quantize_layer(
         parts = [matrix.weights[rows] for matrix in members for rows in matrix.rows.values()]
         with naming(names[0]):
             weights = torch.cat(parts)
-            all_planes = quantize(weights, upper_factor(hessian.sum), planes)
+            statistics = damped(hessian.sum)
+            all_planes = refit(quantize(weights, upper_factor(statistics), planes), weights, statistics)
             all_planes.require_fit()
         start = 0
         for name, part in zip(names, parts, strict=True):

@@ -37,7 +37,7 @@ def fit_scales(weights: torch.Tensor, importance: torch.Tensor, planes: int) -> 
     for size in _SIZES:
         for ratio in _RATIOS if planes == 2 else (0.0,):
             a = size * rms / (0.75 * (1 + ratio**2)) ** 0.5
-            scales, loss = block.step(_rounded(torch.stack([a, ratio * a])))
+            scales, loss = block.step(rounded(torch.stack([a, ratio * a])))
             goes_on = torch.where(loss < lowest, scales, goes_on)
             lowest = torch.minimum(lowest, loss)
     for _ in range(_MORE_STEPS):
@@ -61,7 +61,7 @@ class _Block:
         better = loss < self.loss
         self.best = torch.where(better, scales, self.best)
         self.loss = torch.where(better, loss, self.loss)
-        return _rounded(self._least_squares(first, second, scales)), loss
+        return rounded(self._least_squares(first, second, scales)), loss
 
     def _least_squares(self, first: torch.Tensor, second: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
         """float32[2, rows], a >= b >= 0: the best for these planes, and ``scales`` where they do not tell."""
@@ -122,7 +122,10 @@ def _all_but_least(costs: torch.Tensor) -> torch.Tensor:
     return torch.stack([~(low & in_low), low | ~in_low, ~high | in_low, high | in_low])
 
 
-def _rounded(scales: torch.Tensor) -> torch.Tensor:
-    """To fp16, as the file has them; a second scale that is next to nothing is 0, so that float32 holds a + b."""
-    scales = torch.stack([scales[0], torch.where(scales[1] < _LEAST_RATIO * scales[0], 0.0, scales[1])])
-    return scales.to(torch.float16).to(torch.float32)
+def rounded(scales: torch.Tensor) -> torch.Tensor:
+    """[planes, ...], the larger first -> float32, of fp16's numbers.
+
+    A second one that is next to nothing becomes 0: float32 is to hold a + b exactly.
+    """
+    found = scales.to(torch.float16).to(torch.float32)
+    return torch.where(found < _LEAST_RATIO * found[:1], 0.0, found)

@@ -28,7 +28,6 @@ from sherry_gguf.weights.granularity import Granularity
 KEY: Final = "sherry.calibration"
 METHOD: Final = 1  # a number that changes with the bytes that the same model and text give
 _TYPES: Final = ("SHERRY_2P", "SHERRY")
-_STOCK_BLOCK: Final = 32  # of DEFAULT_EMBEDDING_TYPE
 _MODEL_FILES: Final = (".safetensors", ".bin", ".pt", ".pth", ".json")
 
 
@@ -79,9 +78,9 @@ def calibrated_plan(checkpoint: Checkpoint, source: Source, asked: TensorType) -
             f"{checkpoint.path}: of its {len(shapes)} linear layers none has rows that are a multiple of "
             f"{asked.block}, which {asked.name} needs; the first is {name}, of shape {list(shape)}"
         )
-    stock = {name for name, shape in shapes.items() if name not in fitting and shape[-1] % _STOCK_BLOCK == 0}
+    stock = frozenset(shapes) - frozenset(fitting)
     layers = {name: Layer("calibrated", asked.block, ("consecutive",)) for name in fitting}
-    return Plan(layers, Granularity("per_group", asked.block), stock=frozenset(stock))
+    return Plan(layers, Granularity("per_group", asked.block), stock=stock)
 
 
 def calibration_job(checkpoint: Checkpoint, source: Source, types: TypeChoice, calibration: Calibration) -> Job:

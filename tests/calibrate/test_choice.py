@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sherry_gguf.calibrate import feedback, scales
-from sherry_gguf.calibrate.hessian import Hessian, upper_factor
+from sherry_gguf.calibrate.hessian import Hessian, damped, upper_factor
+from sherry_gguf.calibrate.refit import refit
 from sherry_gguf.formats.groups import PATTERNS
 from sherry_gguf.formats.sherry_2p import SHERRY_2P
 
@@ -56,11 +57,11 @@ def test_the_factor_is_that_of_the_damped_inverse():
     hessian = inputs(300, 128)
     hessian.sum[5], hessian.sum[:, 5] = 0, 0
     assert hessian.dead == [5]
-    upper = upper_factor(hessian.sum)
-    damped = hessian.sum.double() + 0.01 * hessian.sum.diagonal().double().mean() * torch.eye(128)
-    damped[5, 5] = 1
+    upper = upper_factor(damped(hessian.sum))
+    expected = hessian.sum.double() + 0.01 * hessian.sum.diagonal().double().mean() * torch.eye(128)
+    expected[5, 5] = 1
     assert torch.equal(upper, upper.triu())
-    assert torch.allclose(upper.T @ upper @ damped, torch.eye(128, dtype=torch.float64), atol=1e-8)
+    assert torch.allclose(upper.T @ upper @ expected, torch.eye(128, dtype=torch.float64), atol=1e-8)
 
 
 @pytest.mark.parametrize("planes", [1, 2])
@@ -94,11 +95,29 @@ def test_without_dependence_feedback_is_rounding(planes):
 @pytest.mark.parametrize("planes", [1, 2])
 def test_feedback_loses_less_than_rounding(planes):
     hessian, weights = inputs(600, 256), torch.randn(64, 256) * 0.02
-    fed_back = feedback.quantize(weights, upper_factor(hessian.sum), planes)
+    fed_back = feedback.quantize(weights, upper_factor(damped(hessian.sum)), planes)
     rounded = feedback.quantize(weights, rounding(256), planes)
     assert loss(weights, fed_back, hessian) < 0.75 * loss(weights, rounded, hessian)
-    one_plane = feedback.quantize(weights, upper_factor(hessian.sum), 1)
+    one_plane = feedback.quantize(weights, upper_factor(damped(hessian.sum)), 1)
     assert planes == 1 or loss(weights, fed_back, hessian) < 0.25 * loss(weights, one_plane, hessian)
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+def test_scales_of_whole_rows(planes):
+    """No others cost less for these codes, but for fp16; they are in order, whatever sign they are found with."""
+    hessian, weights = inputs(600, 256), torch.randn(16, 256) * 0.02
+    before = feedback.quantize(weights, upper_factor(damped(hessian.sum)), planes)
+    after = refit(before, weights, hessian.sum)
+    assert loss(weights, after, hessian) < 0.995 * loss(weights, before, hessian)
+    assert (after.scales[0] >= after.scales[-1]).all()
+    assert (after.scales >= 0).all()
+    for i in range(planes):
+        for factor in (0.98, 1.02):
+            scales = after.scales.clone()
+            scales[i, :, 0] *= factor
+            assert loss(weights, after, hessian) < loss(weights, feedback.Planes(after.codes, scales), hessian)
+    wrong_sign = feedback.Planes(before.codes ^ 16, before.scales)
+    assert torch.allclose(refit(wrong_sign, weights, hessian.sum).weights(), after.weights(), atol=1e-4)
 
 
 def test_weights_that_are_two_planes_stay_as_they_are():
@@ -112,7 +131,7 @@ def test_weights_that_are_two_planes_stay_as_they_are():
 
 def test_threads_change_no_bit():
     hessian, weights = inputs(300, 128), torch.randn(1100, 128)
-    upper, threads = upper_factor(hessian.sum), torch.get_num_threads()
+    upper, threads = upper_factor(damped(hessian.sum)), torch.get_num_threads()
     found = []
     for count in (1, 2):
         torch.set_num_threads(count)
