@@ -133,9 +133,15 @@ def calibrate_job(job: Job, calibration: Calibration, target: Path, progress: bo
     return result
 
 
-def kept(plan: Plan, checkpoint: Checkpoint) -> list[str]:
-    """What is to be said of linear layers that are not calibrated."""
-    notes = []
+def notes_on(job: Job) -> list[str]:
+    """What is to be said of a text that is short, and of linear layers that are not calibrated."""
+    plan, checkpoint, notes = job.plan, job.checkpoint, []
+    longest = max((checkpoint.info(name).shape[-1] for name in plan.layers), default=0)
+    if job.windows is not None and job.windows.numel() < longest:
+        notes.append(
+            f"the {job.windows.numel():,} tokens are fewer than the {longest:,} weights of the longest rows: "
+            "with more of them the model would lose less"
+        )
     block = next((layer.piece for layer in plan.layers.values()), 1)
     for row in sorted({checkpoint.info(name).shape[-1] for name in plan.stock}):
         names = [name for name in plan.stock if checkpoint.info(name).shape[-1] == row]

@@ -15,7 +15,7 @@ from sherry_gguf import llama_cpp
 from sherry_gguf.checkpoint import Source
 from sherry_gguf.checkpoint.remote_code import remote_code
 from sherry_gguf.convert import settings
-from sherry_gguf.convert.calibrated import Calibration, calibrate_job, calibration_job, kept, without
+from sherry_gguf.convert.calibrated import Calibration, calibrate_job, calibration_job, notes_on, without
 from sherry_gguf.convert.complete import require_loadable
 from sherry_gguf.convert.library import use_library_quantizers
 from sherry_gguf.convert.loading import load
@@ -208,7 +208,7 @@ def _notes(job: Job, instance: Any) -> list[str]:
     if checkpoint.ignored:
         notes.append(f"ignored {len(checkpoint.ignored)} quantizer buffers, the first {checkpoint.ignored[0]}")
     notes += [f"ignored {name} beside the weights: llama.cpp has a cache of its own" for name in checkpoint.beside]
-    notes += kept(job.plan, checkpoint)
+    notes += notes_on(job)
     notes += settings.notes(checkpoint.config, end_token(instance))
     names = {name for part in instance.gguf_writer.tensors for name in part}
     if instance.hparams.get("tie_word_embeddings") and OUTPUT in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,10 +101,16 @@ def test_experts_with_a_type_of_their_own(random_checkpoint, on, tmp_path):
         convert(directory, tmp_path / "x.gguf", types=types, calibration=on)
 
 
-def test_nothing_is_written_or_calibrated_dry(plain, on, tmp_path):
+def test_nothing_is_written_or_calibrated_dry(plain, on, tmp_path, random_checkpoint):
     found = convert(plain, tmp_path / "x.gguf", types=TWO, calibration=on, dry_run=True)
     assert found.bits_per_weight("SHERRY_2P") == 2.75
     assert not list(tmp_path.iterdir())
+    assert not [note for note in found.notes if "longest rows" in note]
+    few = convert(plain, tmp_path / "x.gguf", types=TWO, calibration=replace(on, tokens=128), dry_run=True)
+    assert not [note for note in few.notes if "longest rows" in note]  # one window has 512
+    wide = random_checkpoint("Llama", hidden_size=128, intermediate_size=640, head_dim=32)
+    few = convert(wide, tmp_path / "x.gguf", types=TWO, calibration=replace(on, tokens=128), dry_run=True)
+    assert "the 512 tokens are fewer than the 640 weights of the longest rows: with more" in few.notes[0]
 
 
 def test_what_is_finished_is_kept_until_the_file_is_there(plain, on, tmp_path, monkeypatch):
