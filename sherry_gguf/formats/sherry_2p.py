@@ -101,7 +101,7 @@ def _take_apart(blocks: U8) -> tuple[U8, U8]:
 def _encode_blocks(weights: F32) -> U8:
     """float32[n, 128] -> uint8[n, 44]"""
     out = _interleave(PLANE.encode(weights), np.zeros((len(weights), PLANE.block_bytes), dtype=np.uint8))
-    left = np.flatnonzero(~_is_one_plane(weights) & _has_few_magnitudes(weights))
+    left = np.flatnonzero(~is_one_plane(weights) & _has_few_magnitudes(weights))
     pairs = _scale_pairs(weights[left])
     for i in range(pairs.shape[1]):
         fits, codes = _read_off(weights[left], pairs[:, i])
@@ -113,7 +113,7 @@ def _encode_blocks(weights: F32) -> U8:
     return out
 
 
-def _is_one_plane(weights: F32) -> Bool:
+def is_one_plane(weights: F32) -> Bool:
     """float32[n, 128] -> bool[n]: one magnitude, and one zero in every group, or zeros alone."""
     magnitudes = np.abs(weights)
     largest = magnitudes.max(axis=1, keepdims=True)

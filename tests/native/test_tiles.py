@@ -71,6 +71,7 @@ class Product:
             self.n_blocks * TILE_BYTES,
             self.tiles[begin * TILE_BYTES :].ctypes.data,
             end - begin,
+            1,  # plane
             len(self.tables),
             addresses([tables[begin * self.kernel.table_bytes :] for tables in self.tables]),
             addresses([d[begin:] for d in self.d]),

@@ -64,7 +64,7 @@ struct candidate {
         const auto start = std::chrono::steady_clock::now();
         for (int i = 0; i < N_TILES; i += k->max_tiles) {
             k->mul(std::min(k->max_tiles, N_TILES - i), N_BLOCKS*SHERRY_TILE_BYTES,
-                   tiles.data() + i*N_BLOCKS*SHERRY_TILE_BYTES, N_BLOCKS, TOKENS[which], of_tokens, d, dst, true, false);
+                   tiles.data() + i*N_BLOCKS*SHERRY_TILE_BYTES, N_BLOCKS, 1, TOKENS[which], of_tokens, d, dst, true, false);
         }
         const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
         seconds[which] = std::min(seconds[which], took.count());

@@ -122,7 +122,7 @@ INLINE void mul_tile(
 
 // n_scales and n_tokens are constants where this is inlined
 INLINE void mul_blocks(
-        const uint8_t * tile, size_t tile_stride, int n_blocks, const int n_scales, const int n_tokens,
+        const uint8_t * tile, size_t tile_stride, int n_blocks, int n_planes, const int n_scales, const int n_tokens,
         const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
     const size_t tile_bytes = SHERRY_TILE_SCALES + n_scales*2*SHERRY_TILE_ROWS;
     // Weights come from memory: they are asked for some blocks ahead, at the end of a row of tiles those of the next.
@@ -138,8 +138,8 @@ INLINE void mul_blocks(
         const __m128i * tables_b[SHERRY_MAX_TOKENS];
         const float   * d_b[SHERRY_MAX_TOKENS];
         for (int t = 0; t < n_tokens; ++t) {
-            tables_b[t] = (const __m128i *) tables[t] + 2*SHERRY_GROUPS*b;
-            d_b[t]      = d[t] + n_scales*b;
+            tables_b[t] = (const __m128i *) tables[t] + 2*SHERRY_GROUPS*(b/n_planes);
+            d_b[t]      = d[t] + n_scales*(b/n_planes);
         }
         mul_tile(tile + b*tile_bytes, n_scales, n_tokens, tables_b, d_b, dst, first && b == 0);
     }
@@ -147,7 +147,7 @@ INLINE void mul_blocks(
 
 // n_scales is a constant where this is inlined
 INLINE void mul_tiles(
-        int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, const int n_scales, int n_tokens,
+        int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, const int n_scales, int n_tokens,
         const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
     for (int i = 0; i < n_tiles; ++i) {
         const uint8_t * tile = (const uint8_t *) tiles + (size_t) i*tile_stride;
@@ -156,24 +156,24 @@ INLINE void mul_tiles(
             rows[t] = dst[t] + SHERRY_TILE_ROWS*i;
         }
         switch (n_tokens) {
-            case 1: mul_blocks(tile, tile_stride, n_blocks, n_scales, 1, tables, d, rows, first, prefetch); break;
-            case 2: mul_blocks(tile, tile_stride, n_blocks, n_scales, 2, tables, d, rows, first, prefetch); break;
-            case 3: mul_blocks(tile, tile_stride, n_blocks, n_scales, 3, tables, d, rows, first, prefetch); break;
-            case 4: mul_blocks(tile, tile_stride, n_blocks, n_scales, 4, tables, d, rows, first, prefetch); break;
+            case 1: mul_blocks(tile, tile_stride, n_blocks, n_planes, n_scales, 1, tables, d, rows, first, prefetch); break;
+            case 2: mul_blocks(tile, tile_stride, n_blocks, n_planes, n_scales, 2, tables, d, rows, first, prefetch); break;
+            case 3: mul_blocks(tile, tile_stride, n_blocks, n_planes, n_scales, 3, tables, d, rows, first, prefetch); break;
+            case 4: mul_blocks(tile, tile_stride, n_blocks, n_planes, n_scales, 4, tables, d, rows, first, prefetch); break;
         }
     }
 }
 
-static void mul_avx2(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+static void mul_avx2(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_tokens,
                      const void * const * tables, const float * const * d, float * const * dst, bool first,
                      bool prefetch) {
-    mul_tiles(n_tiles, tile_stride, tiles, n_blocks, 1, n_tokens, tables, d, dst, first, prefetch);
+    mul_tiles(n_tiles, tile_stride, tiles, n_blocks, n_planes, 1, n_tokens, tables, d, dst, first, prefetch);
 }
 
-static void mul_g32_avx2(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+static void mul_g32_avx2(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_tokens,
                          const void * const * tables, const float * const * d, float * const * dst, bool first,
                          bool prefetch) {
-    mul_tiles(n_tiles, tile_stride, tiles, n_blocks, SHERRY_G32_SCALES, n_tokens, tables, d, dst, first, prefetch);
+    mul_tiles(n_tiles, tile_stride, tiles, n_blocks, n_planes, SHERRY_G32_SCALES, n_tokens, tables, d, dst, first, prefetch);
 }
 
 const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx2 = {

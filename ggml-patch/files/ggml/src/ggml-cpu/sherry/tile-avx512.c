@@ -148,7 +148,7 @@ static inline void add_rows(__m512i sums, __m512 d, const __m512 scales[2], floa
             _mm512_cvtph_ps(_mm256_loadu_si256(scales)), _mm512_cvtph_ps(_mm256_loadu_si256(scales + 1))       \
         };                                                                                                     \
         EACH(t, n_tokens) {                                                                                    \
-            add_rows(sums[i][t], _mm512_set1_ps(d[t][n_scales*b + (k)]), of_rows, dst[t] + SHERRY_TILE_ROWS*i, \
+            add_rows(sums[i][t], _mm512_set1_ps(d[t][n_scales*(b/n_planes) + (k)]), of_rows, dst[t] + SHERRY_TILE_ROWS*i, \
                      first && b == 0 && (k) == 0);                                                             \
             sums[i][t] = _mm512_set1_epi16(BIAS);                                                              \
         }                                                                                                      \
@@ -164,7 +164,7 @@ static inline void add_rows(__m512i sums, __m512 d, const __m512 scales[2], floa
 // n_scales, n_tiles and n_tokens are constants where this is inlined: 16 registers of sums at most, and one of codes for
 // each tile
 INLINE void mul_tiles(
-        const int n_scales, const int n_tiles, size_t tile_stride, const uint8_t * tiles, int n_blocks, const int n_tokens,
+        const int n_scales, const int n_tiles, size_t tile_stride, const uint8_t * tiles, int n_blocks, int n_planes, const int n_tokens,
         const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
     const __m512i top = _mm512_set1_epi16((short) 0x8000);
     const size_t  tile_bytes = SHERRY_TILE_SCALES + n_scales*2*SHERRY_TILE_ROWS;
@@ -182,7 +182,7 @@ INLINE void mul_tiles(
             }
         }
         EACH(t, n_tokens) {
-            of_block[t] = (const __m512i *) tables[t] + b*SHERRY_GROUPS;
+            of_block[t] = (const __m512i *) tables[t] + b/n_planes*SHERRY_GROUPS;
         }
         const size_t ahead = b + AHEAD < n_blocks ? in_row : next_row;
         for (int j = 0; j < WORDS; ++j) {
@@ -216,12 +216,12 @@ INLINE void mul_tiles(
 
 #define MUL(n_scales, n_tiles, n_tokens) \
     case 8*(n_tiles) + (n_tokens): \
-        mul_tiles(n_scales, n_tiles, tile_stride, tiles, n_blocks, n_tokens, tables, d, dst, first, prefetch); \
+        mul_tiles(n_scales, n_tiles, tile_stride, tiles, n_blocks, n_planes, n_tokens, tables, d, dst, first, prefetch); \
         break;
 #define MUL_TILES(n_scales, n_tiles) \
     MUL(n_scales, n_tiles, 1) MUL(n_scales, n_tiles, 2) MUL(n_scales, n_tiles, 3) MUL(n_scales, n_tiles, 4)
 
-static void mul_avx512(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+static void mul_avx512(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_tokens,
                        const void * const * tables, const float * const * d, float * const * dst, bool first,
                        bool prefetch) {
     switch (8*n_tiles + n_tokens) {
@@ -232,7 +232,7 @@ static void mul_avx512(int n_tiles, size_t tile_stride, const void * tiles, int 
     }
 }
 
-static void mul_g32_avx512(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+static void mul_g32_avx512(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_tokens,
                            const void * const * tables, const float * const * d, float * const * dst, bool first,
                            bool prefetch) {
     switch (8*n_tiles + n_tokens) {

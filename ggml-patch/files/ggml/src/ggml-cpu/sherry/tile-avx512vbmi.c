@@ -314,7 +314,7 @@ INLINE void mul_block(
 
 // n_scales and n_tokens are constants where this is inlined
 INLINE void mul_tiles(
-        const int n_scales, int n_tiles, size_t tile_stride, const uint8_t * tiles, int n_blocks, const int n_tokens,
+        const int n_scales, int n_tiles, size_t tile_stride, const uint8_t * tiles, int n_blocks, int n_planes, const int n_tokens,
         const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
     const size_t tile_bytes = SHERRY_TILE_SCALES + n_scales*2*SHERRY_TILE_ROWS;
     const size_t in_row     = AHEAD*tile_bytes;
@@ -324,8 +324,8 @@ INLINE void mul_tiles(
         const __m512i * of_block[SHERRY_MAX_TOKENS];
         const float   * d_b[SHERRY_MAX_TOKENS];
         EACH(t, n_tokens) {
-            of_block[t] = (const __m512i *) tables[t] + 4*PAIRS*b;
-            d_b[t]      = d[t] + n_scales*b;
+            of_block[t] = (const __m512i *) tables[t] + 4*PAIRS*(b/n_planes);
+            d_b[t]      = d[t] + n_scales*(b/n_planes);
         }
         const size_t ahead = b + AHEAD < n_blocks ? in_row : next_row;
         const uint8_t * of_tiles = tiles + b*tile_bytes;
@@ -344,10 +344,10 @@ INLINE void mul_tiles(
 
 #define MUL(n_scales, n_tokens) \
     case n_tokens: \
-        mul_tiles(n_scales, n_tiles, tile_stride, tiles, n_blocks, n_tokens, tables, d, dst, first, prefetch); \
+        mul_tiles(n_scales, n_tiles, tile_stride, tiles, n_blocks, n_planes, n_tokens, tables, d, dst, first, prefetch); \
         break;
 
-static void mul_avx512vbmi(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+static void mul_avx512vbmi(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_tokens,
                            const void * const * tables, const float * const * d, float * const * dst, bool first,
                            bool prefetch) {
     switch (n_tokens) {
@@ -355,7 +355,7 @@ static void mul_avx512vbmi(int n_tiles, size_t tile_stride, const void * tiles, 
     }
 }
 
-static void mul_g32_avx512vbmi(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+static void mul_g32_avx512vbmi(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_tokens,
                                const void * const * tables, const float * const * d, float * const * dst, bool first,
                                bool prefetch) {
     switch (n_tokens) {
