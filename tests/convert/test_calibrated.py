@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from sherry_gguf.errors import SherryError
 
 pytestmark = pytest.mark.usefixtures("pinned_gguf")
 
-PATCH = Path(__file__).parents[2] / "ggml-patch/patches/0001-ggml-type.patch"
 SMALL = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
 TWO = TypeChoice(outtype="sherry_2p")
 
@@ -52,7 +50,6 @@ def test_from_the_command_line(plain, heldout_text, tmp_path, capsys):
     assert field(out, "general.file_type") == 512
 
 
-@pytest.mark.skipif("SHERRY_2P" not in PATCH.read_text(), reason="the runtime does not know the type yet")
 @pytest.mark.parametrize("family", ["Llama", "Qwen2"])
 def test_two_planes(random_checkpoint, on, family, tmp_path):
     directory = random_checkpoint(family, **SMALL)
