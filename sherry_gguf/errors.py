@@ -26,6 +26,8 @@ class Way(Enum):
     ONLY_BAKED = "name the baked layers alone as Sherry layers, which leaves the others as they are"
     SEEN_GRID = "declare no grid: that of baked weights is seen"
     UPSTREAM = "llama.cpp's own converter stores such weights as TQ2_0 or TQ1_0"
+    CALIBRATE = "calibrate it on a text when it is converted, which changes a plain model to the sum of two planes"
+    NO_CALIBRATION = "convert it without a calibration"
     CHANGE_WEIGHTS = "allow a lossy conversion, which quantizes a plain model and changes its weights"
 
     TRUST_REMOTE_CODE = "allow the model's own code to be executed, once you have read it"

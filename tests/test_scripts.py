@@ -277,3 +277,22 @@ def test_fault_table(repository, tmp_path):
     ((words, said),) = row["sherry-gguf"]
     assert words == ["refused"]
     assert "holds two sets of weights" in said
+
+
+@pytest.mark.runtime
+@pytest.mark.usefixtures("runtime")
+def test_evidence_calibrated(repository, tiny_checkpoint, training_work):
+    """A trained model, whose columns matter as a real one's do: two planes come nearer to it than one, or than Q2_K."""
+    (training_work / "sotu-heldout.txt").write_text(
+        json.loads((training_work / "sotu-train.jsonl").read_text(encoding="utf-8"))["text"], encoding="utf-8"
+    )
+    arguments = [tiny_checkpoint, training_work, "--texts", training_work, "--tokens", 1024, "--windows", 2]
+    output = run(repository, "evidence_calibrated.py", *arguments, "--types", "Q2_K", "Q4_0")
+    rows = re.findall(
+        r"^\| ([\w ]+?)(?:,.*)? \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) ± [\d.]+ \| [\d.]+% \|$", output, re.M
+    )
+    bits = {what: float(bits) for what, bits, _, _ in rows}
+    assert bits == {"float": 32, "2 planes": 2.75, "1 planes": 1.375, "Q2_K": 2.625, "Q4_0": 4.5}
+    divergence = {what: float(nats) for what, _, _, nats in rows}
+    assert divergence["float"] == 0 < divergence["Q4_0"] < divergence["2 planes"] < divergence["Q2_K"]
+    assert divergence["2 planes"] < divergence["1 planes"]

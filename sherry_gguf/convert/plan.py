@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -21,7 +21,7 @@ from sherry_gguf.weights.quantize import PIECE
 _SAMPLE_ROWS = 64
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-Reading = Literal["latent", "baked", "lossy"]
+Reading = Literal["latent", "baked", "lossy", "calibrated"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Layer:
     latent  the trainer's float weights: quantized as the trained forward does, which loses nothing
     baked   ternary already: codes and scales are read off
     lossy   a plain model's weights, which the user allowed to be changed
+
+    calibrated  a plain model's, that become what is chosen on a text (``convert/calibrated.py``)
 
     piece  the weights of a row that share a scale and would lie in one block; 128 where SHERRY's blocks fit
     grids  of which weights its groups are; a baked layer may fit both grids
@@ -48,15 +50,21 @@ class Plan:
     """layers: weight name -> Layer. granularity: of the latent and lossy ones.
 
     moved: tensor name -> dimensions whose channels are put in another order once the tensor is baked
+    stock: names of linear layers beside a calibrated model's that get a stock type where none is chosen
     """
 
     layers: dict[str, Layer]
     granularity: Granularity
     moved: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    stock: frozenset[str] = frozenset()
+
+    @property
+    def is_calibrated(self) -> bool:
+        return any(layer.source == "calibrated" for layer in self.layers.values())
 
     def summary(self) -> str:
         sources = [layer.source for layer in self.layers.values()]
-        count = {source: sources.count(source) for source in ("latent", "baked", "lossy")}
+        count = {source: sources.count(source) for source in get_args(Reading)}
         parts = [f"{n} {source}" for source, n in count.items() if n]
         scales = "" if count["baked"] == len(self.layers) else f", scales {self.granularity}"
         apart = sum("consecutive" not in layer.grids for layer in self.layers.values())
@@ -72,7 +80,7 @@ def make_plan(checkpoint: Checkpoint, source: Source | None = None) -> Plan:
     Raises SherryError for a checkpoint that is not Sherry, saying what was seen and what would fit.
     """
     source = source or Source(checkpoint.path)
-    looks = _look_at_layers(checkpoint, source)
+    looks = look_at_layers(checkpoint, source)
     declared = source.granularity or _declared(checkpoint, source.allow_lossy)
     if not source.allow_lossy:
         _require_sherry(checkpoint, looks, declared)
@@ -95,7 +103,8 @@ def make_plan(checkpoint: Checkpoint, source: Source | None = None) -> Plan:
     return Plan(layers, granularity)
 
 
-def _look_at_layers(checkpoint: Checkpoint, source: Source) -> dict[str, Look]:
+def look_at_layers(checkpoint: Checkpoint, source: Source) -> dict[str, Look]:
+    """What the weights of each linear layer look like, by name; SherryError where there are none."""
     layers = checkpoint.declared_layers() if source.sherry_layers is None else source.sherry_layers
     names = matching(layers, checkpoint.names)
     if not names:

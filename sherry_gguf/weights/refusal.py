@@ -67,6 +67,7 @@ def undeclared(where: str, floats: Sequence[str], total: int) -> SherryError:
             f"trained with Sherry",
             Way.DECLARE,
             Way.DECLARE_STRIDE,
+            Way.CALIBRATE,
             Way.CHANGE_WEIGHTS,
         )
     return SherryError(
