@@ -40,7 +40,7 @@ from sherry_gguf.errors import SherryError
 from sherry_gguf.formats import sherry
 from sherry_gguf.formats.groups import CODES, GROUP, PATTERNS
 from sherry_gguf.formats.sherry import SHERRY
-from sherry_gguf.formats.sherry_g32 import SHERRY_G32
+from sherry_gguf.formats.sherry_2p import SHERRY_2P
 
 U8 = npt.NDArray[np.uint8]
 
@@ -76,7 +76,7 @@ class Ggml:
         self.cpu.ggml_cpu_init()
 
     def type_id(self, name: str) -> int:
-        for type_id in range(SHERRY_G32.type_id + 1):  # the last one that a file can hold
+        for type_id in range(SHERRY_2P.type_id + 1):  # the last one that a file can hold
             if self.base.ggml_type_name(type_id) == name.encode():
                 return type_id
         raise SherryError(f"this build has no type {name!r}")

@@ -56,7 +56,7 @@ from sherry_gguf.convert.type_choice import DEFAULT_EMBEDDING_TYPE
 from sherry_gguf.errors import SherryError
 
 CONVERTED = DEFAULT_EMBEDDING_TYPE.upper()  # what convert makes of embeddings and output
-TYPES = ("SHERRY", "SHERRY_G32", "STQ1_0", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "Q4_0", "Q8_0")
+TYPES = ("SHERRY", "SHERRY_G32", "SHERRY_2P", "STQ1_0", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "Q2_K", "Q4_0", "Q8_0")
 OUTPUT_TYPES = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0")
 REFERENCE = "TQ2_0"
 BATCHED = "llama-batched-bench"
@@ -347,7 +347,10 @@ def plot(pyplot: Any, results: list[dict[str, Any]], by_file: bool, title: str, 
     figure, panels = pyplot.subplots(1, len(tests), figsize=(1 + 4.5 * len(tests), 4.5), squeeze=False)
     for panel, test in zip(panels[0], tests, strict=True):
         rows = [result for result in results if result["test"] == test]
-        colors = ["tab:orange" if row["type"] in ("SHERRY", "SHERRY_G32", "STQ1_0") else "tab:blue" for row in rows]
+        colors = [
+            "tab:orange" if row["type"] in ("SHERRY", "SHERRY_G32", "SHERRY_2P", "STQ1_0") else "tab:blue"
+            for row in rows
+        ]
         bars = panel.bar(range(len(rows)), [row["tok_s"] for row in rows], color=colors)
         panel.bar_label(bars, fmt="%.1f", fontsize=8)
         panel.set_xticks(range(len(rows)), [row[label] for row in rows], rotation=45, ha="right", fontsize=8)

@@ -97,7 +97,7 @@ def products(ggml: Ggml, types: list[str], rows: int, length: int, tokens: int, 
     weights = SHERRY.dequantize(blocks)
     x = rng.standard_normal((tokens, length)).astype(np.float32)
     ours = {"sherry": blocks}
-    ours |= {name: ggml.quantize(ggml.type_id(name), weights) for name in ("sherry_g32", "stq1_0")}
+    ours |= {name: ggml.quantize(ggml.type_id(name), weights) for name in ("sherry_g32", "sherry_2p", "stq1_0")}
     out = []
     for name, packed in ours.items():
         expected = x @ dequantize(ggml, name, packed, length).T

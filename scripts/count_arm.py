@@ -55,7 +55,7 @@ def compile_program(source: Path, folder: Path, flags: str) -> Path:
     """The counting program for one set of instructions, from the patched tree ``source``."""
     ggml = source / "ggml"
     cpu = ggml / "src/ggml-cpu"
-    types = [ggml / "src" / name for name in ("ggml-sherry.c", "ggml-sherry-g32.c", "ggml-stq1.c")]
+    types = [ggml / "src" / name for name in ("ggml-sherry.c", "ggml-sherry-g32.c", "ggml-sherry-2p.c", "ggml-stq1.c")]
     sources = [MAIN, cpu / "arch/arm/quants.c", *types, *sorted((cpu / "sherry").glob("*.c"))]
     includes = [f"-I{path}" for path in (ggml / "include", ggml / "src", cpu)]
     # most of what upstream's file needs is not linked, as nothing calls it

@@ -23,11 +23,11 @@ class RowOps(ctypes.Structure):
 class RowKernel(ctypes.Structure):
     """ggml_sherry_row_kernel."""
 
-    _fields_ = (("name", ctypes.c_char_p), ("sherry", RowOps), ("stq1_0", RowOps), ("g32", RowOps))
+    _fields_ = (("name", ctypes.c_char_p), ("sherry", RowOps), ("stq1_0", RowOps), ("g32", RowOps), ("two", RowOps))
 
 
 _MUL = ctypes.CFUNCTYPE(
-    None, _INT, _SIZE, _POINTER, _INT, _INT, _POINTER, _POINTER, _POINTER, ctypes.c_bool, ctypes.c_bool
+    None, _INT, _SIZE, _POINTER, _INT, _INT, _INT, _POINTER, _POINTER, _POINTER, ctypes.c_bool, ctypes.c_bool
 )
 
 

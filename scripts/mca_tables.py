@@ -40,7 +40,7 @@ ITERATIONS = 20
 TILE = """
 __attribute__((flatten)) void sherry_mca(size_t stride, const void * tiles, int n_blocks, const void * const * tables,
                                          const float * const * d, float * const * dst) {{
-    ggml_sherry_tile_{isa}.mul({tiles}, stride, tiles, n_blocks, {tokens}, tables, d, dst, false, false);
+    ggml_sherry_tile_{isa}.mul({tiles}, stride, tiles, n_blocks, 1, {tokens}, tables, d, dst, false, false);
 }}
 """
 ROW = """

@@ -28,6 +28,8 @@ class Way(Enum):
     DECLARE_TERNARY = "declare the method ternary, which reads them as they are"
     DECLARE_ROUNDED = "if they were trained with absmean or twn, declare that method and the granularity"
     DECLARE_DENSE = "if they are latents of a dense ternary method, declare it, such as bitnet"
+    CALIBRATE = "calibrate it on a text when it is converted, which changes a plain model to the sum of two planes"
+    NO_CALIBRATION = "convert it without a calibration"
     CHANGE_WEIGHTS = "allow a lossy conversion, which quantizes a plain model and changes its weights"
 
     TRUST_REMOTE_CODE = "allow the model's own code to be executed, once you have read it"

@@ -9,13 +9,12 @@ from sherry_gguf.formats import table
 from sherry_gguf.formats.groups import from_fours, ternary
 from sherry_gguf.formats.registration import use_exact_q4_0
 
-IDS = {"SHERRY": 512, "SHERRY_G32": 520, "STQ1_0": 43, "TQ1_0": 34, "TQ2_0": 35, "Q2_0": 42, "Q4_0": 2}
-FILE_TYPES = {"SHERRY": 512, "SHERRY_G32": 520, "STQ1_0": 513, "TQ1_0": 36, "TQ2_0": 37, "Q2_0": 41, "Q4_0": 2}
-OWN = (
-    "SHERRY",
-    "SHERRY_G32",
-    "STQ1_0",
-)  # types that gguf-py has from this package; the bytes of the others are gguf-py's own
+IDS = {
+    "SHERRY": 512, "SHERRY_G32": 520, "SHERRY_2P": 521, "STQ1_0": 43, "TQ1_0": 34, "TQ2_0": 35, "Q2_0": 42, "Q4_0": 2,
+}  # fmt: skip
+FILE_TYPES = IDS | {"STQ1_0": 513, "TQ1_0": 36, "TQ2_0": 37, "Q2_0": 41}
+# types that gguf-py has from this package; the bytes of the others are gguf-py's own
+OWN = ("SHERRY", "SHERRY_G32", "SHERRY_2P", "STQ1_0")
 
 
 def pack(name: str, weights: npt.NDArray[np.float32]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -137,18 +138,28 @@ def test_bench_llama(repository, tmp_path):
     assert all(result["ratio_to_tq2_0"] is None for result in results)
 
 
+def spinning() -> set[str]:
+    """The processes that bench_llama.py --busy starts."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            if b"while True: pass" in path.read_bytes():
+                found.add(path.parent.name)
+    return found
+
+
 @pytest.mark.runtime
 @pytest.mark.usefixtures("runtime")
 def test_bench_llama_on_a_busy_machine(repository, tmp_path):
     """The processes beside are gone when the script ends, and another head is what it says."""
     arguments = ["--shape", "tiny", "--types", "SHERRY", "--tests", "tg2", "--rounds", 1, "--threads", 1]
     arguments += ["--busy", 2, "--output-tensor-type", "q6_k", "--json", tmp_path / "figures.json"]
+    spinning_before = spinning()
     output = run(repository, "bench_llama.py", *arguments)
     assert "output Q6_K, 32000 tokens; threads: 1, busy processes: 2, median" in output
     (result,) = json.loads((tmp_path / "figures.json").read_text())["results"]
     assert result["read_gb"] > 32000 * 256 * 6.5625 / 8 / 1e9
-    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    assert not [line for line in lines if b"while True: pass" in line]
+    assert spinning() <= spinning_before
 
 
 @pytest.mark.runtime
@@ -266,3 +277,22 @@ def test_fault_table(repository, tmp_path):
     ((words, said),) = row["sherry-gguf"]
     assert words == ["refused"]
     assert "holds two sets of weights" in said
+
+
+@pytest.mark.runtime
+@pytest.mark.usefixtures("runtime")
+def test_evidence_calibrated(repository, tiny_checkpoint, training_work):
+    """A trained model, whose columns matter as a real one's do: two planes come nearer to it than one, or than Q2_K."""
+    (training_work / "sotu-heldout.txt").write_text(
+        json.loads((training_work / "sotu-train.jsonl").read_text(encoding="utf-8"))["text"], encoding="utf-8"
+    )
+    arguments = [tiny_checkpoint, training_work, "--texts", training_work, "--tokens", 1024, "--windows", 2]
+    output = run(repository, "evidence_calibrated.py", *arguments, "--types", "Q2_K", "Q4_0")
+    rows = re.findall(
+        r"^\| ([\w ]+?)(?:,.*)? \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) ± [\d.]+ \| [\d.]+% \|$", output, re.M
+    )
+    bits = {what: float(bits) for what, bits, _, _ in rows}
+    assert bits == {"float": 32, "2 planes": 2.75, "1 planes": 1.375, "Q2_K": 2.625, "Q4_0": 4.5}
+    divergence = {what: float(nats) for what, _, _, nats in rows}
+    assert divergence["float"] == 0 < divergence["Q4_0"] < divergence["2 planes"] < divergence["Q2_K"]
+    assert divergence["2 planes"] < divergence["1 planes"]

@@ -247,6 +247,17 @@ def scales_too_fine_for_a_type_asked_for(i):
 
 
 @case
+def a_plain_model_that_is_not_to_be_trained(i):
+    return Case(i.convert(i.plain(), "--no-verify"), Way.CALIBRATE, {"TEXT": str(i.text)})
+
+
+@case
+def a_calibration_that_is_not_needed(i):
+    line = i.convert(i.tiny, "--outtype", "sherry", "--calibrate", str(i.text))
+    return Case(line, Way.NO_CALIBRATION, drop=("--calibrate",))
+
+
+@case
 def layers_of_two_grids(i):
     def bake(name, w):
         grid = "stride16" if "mlp" in name else "consecutive"

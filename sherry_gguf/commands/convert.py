@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_log
 
 from sherry_gguf.commands import ways_out
 from sherry_gguf.commands.source_flags import configure_source, source_of
+from sherry_gguf.convert.calibrated import Calibration
 from sherry_gguf.convert.pipeline import convert
 from sherry_gguf.convert.summary import Conversion, print_conversion
 from sherry_gguf.convert.type_choice import (
@@ -32,6 +33,7 @@ from sherry_gguf.convert.type_choice import (
     parse_type,
 )
 from sherry_gguf.errors import SherryError, Way
+from sherry_gguf.formats.sherry import SHERRY
 from sherry_gguf.formats.table import tensor_types
 from sherry_gguf.weights.channel_order import EXACT
 
@@ -57,6 +59,8 @@ WAYS = {
     Way.NO_REGRID: "leave out --regrid",
     Way.AUTO_NO_REGRID: "--outtype auto without --regrid takes for each tensor the smallest type that holds it",
     Way.REGRID_TYPE: "give --outtype {0}",
+    Way.CALIBRATE: "--outtype sherry_2p --calibrate TEXT changes a plain model to two planes, at 2.75 bits a weight",
+    Way.NO_CALIBRATION: "leave out --calibrate",
     Way.WHERE: "--verbose shows where",
     Way.UNVERIFIED: "--no-verify writes it all the same",
 }
@@ -82,6 +86,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="for stq1_0: reorder the channels of a Llama, Qwen2 or Qwen3 that has a scale per row or matrix, so that "
         "groups of consecutive weights are that type's; no weight changes, and the model computes the same",
     )
+    types.add_argument(
+        "--calibrate",
+        metavar="TEXT",
+        type=Path,
+        help="for a model that was not trained as Sherry, with --outtype sherry_2p: change its weights to those that "
+        "come nearest on this text, some 100 kB of what the model will read and write",
+    )
+    types.add_argument(
+        "--calibrate-tokens",
+        metavar="N",
+        type=int,
+        help=f"how many tokens of the text are used (default {Calibration.tokens})",
+    )
+    types.add_argument(
+        "--memory",
+        metavar="GB",
+        type=float,
+        help=f"for activations, the rest goes to disk (default {Calibration.memory:g})",
+    )
+    types.add_argument("--seed", metavar="N", type=int, help="which windows of the text are used (default 0)")
     types.add_argument("--token-embedding-type", metavar="TYPE", help=f"default {DEFAULT_EMBEDDING_TYPE}")
     types.add_argument(
         "--output-tensor-type",
@@ -152,6 +176,28 @@ def _upstream_log(verbose: bool) -> Iterator[None]:
     kept.flush()
 
 
+def _calibration_of(args: argparse.Namespace) -> Calibration | None:
+    """What the flags say. Warns of one plane before the hours that it takes."""
+    given = {
+        name: value
+        for name, value in (("tokens", args.calibrate_tokens), ("memory", args.memory), ("seed", args.seed))
+        if value is not None
+    }
+    if args.calibrate is None:
+        if given:
+            raise SherryError("--calibrate-tokens, --memory and --seed belong to --calibrate")
+        return None
+    if not all(value >= 0 for value in given.values()) or given.get("tokens") == 0:
+        raise SherryError("--calibrate-tokens, --memory and --seed are no negative numbers, and some tokens are needed")
+    if args.outtype and parse_outtype(args.outtype) == SHERRY.outtype:
+        print(
+            "warning: one plane is for models that are trained as Sherry, and of others it leaves little; "
+            "--outtype sherry_2p keeps far more",
+            file=sys.stderr,
+        )
+    return Calibration(args.calibrate, **given)
+
+
 def _convert(args: argparse.Namespace) -> Conversion:
     return convert(
         source_of(args),
@@ -163,6 +209,7 @@ def _convert(args: argparse.Namespace) -> Conversion:
             args.outtype and parse_outtype(args.outtype),
         ),
         regrid=args.regrid,
+        calibration=_calibration_of(args),
         model_name=args.model_name,
         metadata=args.metadata,
         force=args.force,

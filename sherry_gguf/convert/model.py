@@ -45,6 +45,9 @@ class Job:
     as_trained    leave alpha unrounded and every tensor F32, to compare a written file with
     losses        layer -> relative error, where weights were changed
     unfit_scales  what is wrong with layers that have scales that fp16 cannot hold
+    calibrated    layer -> its chosen weights float32[rows, k], of a calibrated plan; there before any is read
+    windows       int64[windows, length], the tokens on which these are chosen
+    provenance    metadata of the file that say how its weights came about
     """
 
     checkpoint: Checkpoint
@@ -54,6 +57,9 @@ class Job:
     as_trained: bool = False
     losses: dict[str, float] = field(default_factory=dict)
     unfit_scales: list[UnfitScales] = field(default_factory=list)
+    calibrated: dict[str, Callable[[], torch.Tensor]] = field(default_factory=dict)
+    windows: torch.Tensor | None = None
+    provenance: Mapping[str, str | int] = field(default_factory=dict)
 
 
 def open_model(job: Job, outfile: Path, model_name: str | None = None, metadata: Path | None = None) -> Any:
@@ -156,7 +162,9 @@ def _sherry_class(base: Any, job: Job) -> Any:
                 if kept := self.filter_tensors((name, partial(_lazy, LazyTorchTensor, job, name))):
                     tensors[kept[0]] = kept[1]
                     if name in job.plan.layers:
-                        self.recorder.layers.add(kept[0])
+                        self.recorder.layers[kept[0]] = name
+                    if name in job.plan.stock:
+                        self.recorder.stock.add(kept[0])
             if (rule := job.plan.rule) is not None and rule.has_bias:
                 # a stored bias is replaced by the sum
                 tensors |= {
@@ -200,6 +208,9 @@ def _sherry_class(base: Any, job: Job) -> Any:
                 self._name_types(stored, {name: math.prod(info.shape) for name, info in infos.items()})
             if job.plan.moved:
                 self.gguf_writer.add_string(REGRID_KEY, EXACT)
+            for key, value in job.provenance.items():
+                add = self.gguf_writer.add_string if isinstance(value, str) else self.gguf_writer.add_uint32
+                add(key, value)
 
         def _name_types(self, stored: Mapping[str, str], weights: Mapping[str, int]) -> None:
             if (main := self.recorder.main_type(stored, weights)) is not None:
@@ -244,6 +255,8 @@ def _lazy_bias(lazy_type: Any, job: Job, name: str) -> Any:
 
 def _load_baked(job: Job, name: str, layer: Layer) -> torch.Tensor:
     with naming(name):
+        if layer.source == "calibrated":
+            return job.calibrated[name]()
         weights, fp16_scales = job.checkpoint.load(name), not job.as_trained
         try:
             baked = bake(weights, layer, job.plan.granularity, fp16_scales=fp16_scales)

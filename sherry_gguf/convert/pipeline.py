@@ -15,6 +15,7 @@ from sherry_gguf import llama_cpp
 from sherry_gguf.checkpoint import Source
 from sherry_gguf.checkpoint.remote_code import remote_code
 from sherry_gguf.convert import settings
+from sherry_gguf.convert.calibrated import Calibration, calibrate_job, calibration_job, notes_on, without
 from sherry_gguf.convert.complete import require_loadable
 from sherry_gguf.convert.library import use_library_quantizers
 from sherry_gguf.convert.loading import load
@@ -39,6 +40,7 @@ def convert(
     *,
     types: TypeChoice | None = None,
     regrid: Literal["exact"] | None = None,
+    calibration: Calibration | None = None,
     model_name: str | None = None,
     metadata: Path | None = None,
     force: bool = False,
@@ -52,6 +54,7 @@ def convert(
     outfile        default: in the model's directory, named by upstream's rule; {ftype} in it is replaced
     types          of the file's tensors; the values written are those of exact blocks in whatever type
     regrid         reorder channels so that groups of neighbours are STQ1_0's (``weights/channel_order.py``)
+    calibration    choose other weights for a plain model, on a text (``convert/calibrated.py``)
     force          replace an existing outfile (only once the new file is complete and verified)
     verify         compare the file with the checkpoint, and let llama.cpp load it where it is built
     dry_run        write nothing
@@ -74,11 +77,13 @@ def convert(
     use_exact_q4_0()
 
     checkpoint = source.open()
-    plan = make_plan(checkpoint, source)
-    types = types.of(plan.rule)
+    if calibration is None:
+        plan = make_plan(checkpoint, source)
+        job = Job(checkpoint, plan, types.of(plan.rule))
+    else:
+        job = calibration_job(checkpoint, source, types, calibration)
     if regrid is not None:
-        plan = regridded(plan, checkpoint)
-    job = Job(checkpoint, plan, types)
+        job = replace(job, plan=regridded(job.plan, checkpoint))
     proposed = template(outfile) if outfile else directory_for(source.model)
     _require_tokenizer(checkpoint.directory)
     with _upstream(source):
@@ -86,6 +91,10 @@ def convert(
         job = replace(job, sherry_types=settled.types)
         instance = open_model(job, proposed, model_name, metadata)
         instance.prepare_tensors()
+        if calibration is not None and instance.recorder.otherwise:
+            job = replace(job, plan=without(job.plan, instance.recorder.otherwise))
+            instance = open_model(job, proposed, model_name, metadata)
+            instance.prepare_tensors()
         with under_its_name(checkpoint.directory) as instance.dir_model_card:
             instance.prepare_metadata(vocab_only=False)
         name_an_end(instance, checkpoint.config)
@@ -98,17 +107,25 @@ def convert(
         return conversion
 
     require_free(target, force, _inputs(source, metadata))
+    if calibration is not None:
+        with naming_full_disk(target):
+            calibrated = calibrate_job(job, calibration, target, progress)
+        conversion = replace(conversion, losses=calibrated.weights, notes=[*notes, *calibrated.said()])
     with temporary_beside(target) as temporary:
         with _upstream(source), naming_full_disk(target):
             _write(job, instance, temporary, progress)
             require_finite(temporary, instance.recorder.exact)
             if verify:
                 as_trained = open_model(replace(job, as_trained=True, losses={}), target)
-                conversion = replace(conversion, verdict=verify_file(temporary, as_trained, progress))
+                conversion = replace(
+                    conversion, verdict=verify_file(temporary, as_trained, progress, job.plan.is_calibrated)
+                )
                 job.losses.update(conversion.verdict.errors if conversion.verdict else {})
         if verify:
             conversion = replace(conversion, loaded=load(temporary))
         rename_durably(temporary, target, force)
+    if calibration is not None:
+        calibrated.state.remove()
     return conversion
 
 
@@ -193,6 +210,7 @@ def _notes(job: Job, instance: Any) -> list[str]:
     if checkpoint.ignored:
         notes.append(f"ignored {len(checkpoint.ignored)} quantizer buffers, the first {checkpoint.ignored[0]}")
     notes += [f"ignored {name} beside the weights: llama.cpp has a cache of its own" for name in checkpoint.beside]
+    notes += notes_on(job)
     notes += settings.notes(checkpoint.config, end_token(instance))
     names = {name for part in instance.gguf_writer.tensors for name in part}
     if instance.hparams.get("tie_word_embeddings") and OUTPUT in names:
@@ -202,7 +220,7 @@ def _notes(job: Job, instance: Any) -> list[str]:
         notes.append(
             f"{restored} layers were saved as w + (q - w), which rounding moves from q: the file has q, as was trained"
         )
-    if others:
+    if others and not job.plan.is_calibrated:
         what = "Sherry" if job.plan.rule is None else "dense ternary"
         layers = sorted({name.split(".", 2)[2].removesuffix(".weight") for name in others})
         notes.append(

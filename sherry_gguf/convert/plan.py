@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -27,7 +27,7 @@ from sherry_gguf.weights.ternary import Rule
 _SAMPLE_ROWS = 64
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-Reading = Literal["latent", "baked", "rounded", "lossy"]
+Reading = Literal["latent", "baked", "rounded", "lossy", "calibrated"]
 _BIASED = "LlamaForCausalLM"  # llama.cpp has a place for the bias of each linear layer of this architecture
 
 
@@ -39,6 +39,8 @@ class Layer:
     baked   ternary already: codes and scales are read off
     rounded  ternary but for rounding, as a trainer saves w + (q - w) for q: its scales are restored
     lossy   a plain model's weights, which the user allowed to be changed
+
+    calibrated  a plain model's, that become what is chosen on a text (``convert/calibrated.py``)
 
     piece  the weights of a row that share a scale and would lie in one block; 128 where SHERRY's blocks fit
     grids  of which weights its groups are; a baked layer may fit both grids, a dense ternary one has none
@@ -58,11 +60,17 @@ class Plan:
     """layers: weight name -> Layer. granularity: of the latent and lossy ones.
 
     moved: tensor name -> dimensions whose channels are put in another order once the tensor is baked
+    stock: names of linear layers beside a calibrated model's that get a stock type where none is chosen
     """
 
     layers: dict[str, Layer]
     granularity: Granularity
     moved: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    stock: frozenset[str] = frozenset()
+
+    @property
+    def is_calibrated(self) -> bool:
+        return any(layer.source == "calibrated" for layer in self.layers.values())
 
     @property
     def rule(self) -> Rule | None:
@@ -74,7 +82,7 @@ class Plan:
         if self.rule is not None:
             return self._dense_summary(self.rule)
         sources = [layer.source for layer in self.layers.values()]
-        count = {source: sources.count(source) for source in ("latent", "baked", "lossy")}
+        count = {source: sources.count(source) for source in get_args(Reading)}
         parts = [f"{n} {source}" for source, n in count.items() if n]
         scales = "" if count["baked"] == len(self.layers) else f", scales {self.granularity}"
         apart = sum("consecutive" not in layer.grids for layer in self.layers.values())

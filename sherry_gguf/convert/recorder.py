@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sherry_gguf.convert.type_choice import OUTPUT, TOKEN_EMBEDDING, TypeChoice, has_choice
+from sherry_gguf.convert.type_choice import DEFAULT_EMBEDDING_TYPE, OUTPUT, TOKEN_EMBEDDING, TypeChoice, has_choice
 from sherry_gguf.errors import SherryError, Way
 from sherry_gguf.formats.table import named
 from sherry_gguf.formats.tensor_type import TensorType
@@ -19,20 +19,24 @@ class Recorder:
     types         what the user asked for
     sherry_types  GGUF name -> type of the Sherry layers for which nobody chose a type; else that asked for
 
-    layers        the Sherry layers, by the names that upstream calls them
+    layers        the Sherry layers: the names that upstream calls them -> the checkpoint's
+    stock         linear layers that get DEFAULT_EMBEDDING_TYPE where nobody chose a type, by the names of upstream
     baked         the tensors that these became
     exact         of these, the tensors that nobody chose another type for
     with_choice   all tensors that can have another type than the checkpoint's
     chosen        name -> type, as gguf-py names it, of those that got one
+    otherwise     the Sherry layers, by the checkpoint's names, for which the user chose a type
     """
 
     types: TypeChoice
     sherry_types: Mapping[str, str] = field(default_factory=dict)
-    layers: set[str] = field(default_factory=set)
+    layers: dict[str, str] = field(default_factory=dict)
+    stock: set[str] = field(default_factory=set)
     baked: set[str] = field(default_factory=set)
     exact: set[str] = field(default_factory=set)
     with_choice: list[str] = field(default_factory=list)
     chosen: dict[str, str] = field(default_factory=dict)
+    otherwise: list[str] = field(default_factory=list)
 
     def choose(self, layer: str, name: str, n_dims: int) -> str | None:
         """The type of a tensor that upstream made of ``layer``, as gguf-py names it; None leaves it to upstream."""
@@ -41,11 +45,15 @@ class Recorder:
         if has_choice(name, n_dims):
             self.with_choice.append(name)
             chosen = self.types.for_tensor(name, is_sherry=is_sherry)
+            if chosen is None and layer in self.stock:
+                chosen = DEFAULT_EMBEDDING_TYPE
         if is_sherry:
             self.baked.add(name)
         if isinstance(chosen, TensorType):
             self.exact.add(name)
             chosen = self.sherry_types.get(name, chosen.name)
+        elif is_sherry and chosen is not None:
+            self.otherwise.append(self.layers[layer])
         if chosen is not None:
             self.chosen[name] = chosen.upper()
         return self.chosen.get(name)

@@ -36,9 +36,10 @@ class Settled:
 def settle(job: Job, outfile: Path, progress: bool = False) -> Settled:
     """Find the types of the tensors that nobody chose another type for.
 
-    Memory: one tensor. Raises SherryError if the type asked for would change any, once all were looked at.
+    What is calibrated is made for the type asked for. Memory: one tensor. Raises SherryError if the type asked for
+    would change any, once all were looked at.
     """
-    if _is_sherry_throughout(job):
+    if job.plan.is_calibrated or _is_sherry_throughout(job):
         return Settled()
     asked = job.types.asked  # what is said of a tensor that no candidate holds is about this type
     types: dict[str, str] = {}

@@ -26,17 +26,24 @@ class Verdict:
     """What was compared, and found equal: the tensors that hold Sherry layers exactly, their types, how many others.
 
     errors: tensor -> |stored - w| / |w|, of layers that are not ternary, and are stored as near as their type can
+    calibrated: they hold what calibration chose
     """
 
     sherry: WeightCheck
     types: Sequence[str]
     other_tensors: int
     errors: Mapping[str, float] = field(default_factory=dict)
+    calibrated: bool = False
 
     def __str__(self) -> str:
         if not self.sherry.tensors:
             return f"verified: {self.other_tensors} tensors equal; none is SHERRY"
         types = " and ".join(self.types)
+        if self.calibrated:
+            return (
+                f"verified: {self.sherry.tensors} {types} tensors, {self.sherry.weights:,} weights, are bit by bit "
+                f"those that calibration chose; {self.other_tensors} other tensors equal the checkpoint's"
+            )
         return (
             f"verified: {self.sherry.tensors} {types} tensors, {self.sherry.weights:,} weights, all codes equal the "
             f"checkpoint's, scales off by {self.sherry.max_scale_error:.1e} at most (half an fp16 ulp: 4.9e-04); "
@@ -44,11 +51,12 @@ class Verdict:
         )
 
 
-def verify(path: Path, as_trained: Any, progress: bool = False) -> Verdict:
+def verify(path: Path, as_trained: Any, progress: bool = False, calibrated: bool = False) -> Verdict:
     """Compare the file with ``as_trained``, an ``open_model`` of a job with as_trained set.
 
     The expected tensors come from the checkpoint through upstream's rewriting as float32, their scales not rounded;
-    the file's are read back from its bytes. Raises SherryError naming the first tensor, row and group that differ.
+    the file's are read back from its bytes. calibrated: all bits are held equal, as the scales are fp16's already.
+    Raises SherryError naming the first tensor, row and group that differ.
     """
     import gguf
 
@@ -65,7 +73,10 @@ def verify(path: Path, as_trained: Any, progress: bool = False) -> Verdict:
         values = gguf.LazyNumpyTensor.to_eager(expected.pop(tensor.name).tensor)
         tensor_type = tensor.ternary_type
         if tensor_type is not None and tensor.name in recorder.exact:
-            sherry += compare(tensor.name, tensor.rows, values.reshape(-1, values.shape[-1]), tensor_type)
+            values = values.reshape(-1, values.shape[-1])
+            if calibrated and not np.array_equal(tensor_type.dequantize(tensor.rows), values):
+                raise SherryError(f"{path}: {tensor.name} of the file is not what calibration chose")
+            sherry += compare(tensor.name, tensor.rows, values, tensor_type)
             types.add(tensor_type.name)
             if sherry.first_wrong:
                 raise SherryError(f"{path}: {sherry.first_wrong} of the file is not what was trained")
@@ -77,7 +88,7 @@ def verify(path: Path, as_trained: Any, progress: bool = False) -> Verdict:
             values = rounded_weights(values)
         if tensor.type is None or not np.array_equal(_bytes(gguf, values, tensor.type.type_id), tensor.stored):
             raise SherryError(f"{tensor.name}: the file's {tensor.type_name} bytes are not the checkpoint's")
-    return Verdict(sherry, sorted(types), len(tensors) - sherry.tensors, errors)
+    return Verdict(sherry, sorted(types), len(tensors) - sherry.tensors, errors, calibrated)
 
 
 def _error(gguf: Any, tensor: FileTensor, values: Any) -> float:

@@ -74,7 +74,7 @@ def requantize(
     file = with_layout(file, i2s_layout)
     ternary = [tensor for tensor in tqdm(file.tensors, desc="Reading", disable=not progress) if _is_ternary(tensor)]
     if not ternary:
-        raise SherryError(f"{path}: has no ternary tensors", Way.INSPECT(path))
+        raise _no_ternary(file)
     members = [tensor for tensor in ternary if tensor.type is not wanted]
     if not members:
         return Requantized(None, wanted.name, len(ternary))
@@ -116,6 +116,19 @@ def _is_ternary(tensor: FileTensor) -> bool:
             f"block's magnitude, so it is not ternary; requantize the original model instead"
         )
     return True
+
+
+def _no_ternary(file: GgufFile) -> SherryError:
+    said = f"{file.path}: has no ternary tensors"
+    sums = [t for t in file.tensors if t.ternary_type and t.ternary_type.planes > 1 and t.info.weights]
+    if sums:
+        folded = [planes.without_damage().folded() for planes in sums[0].chunks()]
+        others = sum(int(np.count_nonzero(np.abs(t) > 1)) for t, _ in folded)
+        said += (
+            f"; {others:,} of {sums[0].info.weights:,} weights of {sums[0].name}, which is {sums[0].type_name}, are "
+            f"neither 0 nor of their block's magnitude"
+        )
+    return SherryError(said, Way.INSPECT(file.path))
 
 
 def _require_exact(members: Sequence[FileTensor], wanted: TensorType, progress: bool) -> None:

@@ -55,7 +55,7 @@ class Statistics:
     """Of one ternary tensor.
 
     groups        grid -> how many groups there are, those of empty blocks left out; one_zero: that have one zero
-    codes         int64[32], of the type's own groups; None for types that have no codes
+    codes         int64[32], of the type's own groups; None for types that have no codes, or two a group
     empty_blocks  blocks whose weights are all 0, damaged ones among them
     shared        the most weights known to share a scale: tensor, row, or how many of a row
     """
@@ -84,7 +84,7 @@ def statistics_of(tensor: FileTensor) -> Statistics | None:
     """
     tensor_type = tensor.ternary_type
     assert tensor_type is not None
-    codes = None if tensor_type.codes is None else np.zeros(CODES, dtype=np.int64)
+    codes = None if tensor_type.codes is None or tensor_type.planes > 1 else np.zeros(CODES, dtype=np.int64)
     found = Statistics(dict.fromkeys(GRIDS, 0), dict.fromkeys(GRIDS, 0), codes, Scales())
     sharing = _Sharing(tensor_type.block, tensor.info.row)
     for planes in tensor.chunks():

@@ -12,13 +12,14 @@ from typing import Final
 from sherry_gguf.formats.q2_0 import Q2_0
 from sherry_gguf.formats.q4_0 import Q4_0
 from sherry_gguf.formats.sherry import SHERRY
+from sherry_gguf.formats.sherry_2p import SHERRY_2P
 from sherry_gguf.formats.sherry_g32 import SHERRY_G32
 from sherry_gguf.formats.stq1_0 import STQ1_0
 from sherry_gguf.formats.tensor_type import TensorType
 from sherry_gguf.formats.tq1_0 import TQ1_0
 from sherry_gguf.formats.tq2_0 import TQ2_0
 
-_TYPES: list[TensorType] = [STQ1_0, SHERRY, SHERRY_G32, TQ1_0, TQ2_0, Q2_0, Q4_0]
+_TYPES: list[TensorType] = [STQ1_0, SHERRY, SHERRY_G32, SHERRY_2P, TQ1_0, TQ2_0, Q2_0, Q4_0]
 
 LAST_UPSTREAM_ID: Final = 42  # of the pin's own types
 

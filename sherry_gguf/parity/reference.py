@@ -6,19 +6,18 @@ and stacks tensors of some architectures (the experts of Qwen3-MoE) while it loa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitNetConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitNetConfig
 
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.checkpoint.declared import is_first_bitnet
+from sherry_gguf.checkpoint.tokens import tokenize as tokenize
+from sherry_gguf.checkpoint.tokens import transformers_errors
 from sherry_gguf.convert.bake import bake, bias_name, bias_of
 from sherry_gguf.convert.plan import Plan
 from sherry_gguf.convert.settings import QUANTIZATION
@@ -26,26 +25,6 @@ from sherry_gguf.errors import SherryError, naming
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text in tokens of the checkpoint's own tokenizer: int32[n], and the BOS that texts begin with, if any."""
-
-    tokens: I32
-    bos: int | None
-
-
-def tokenize(checkpoint: Checkpoint, text: str) -> Text:
-    """The text as the model saw texts in training, BOS included where it uses one.
-
-    Raises SherryError where the checkpoint has no tokenizer that transformers can load. Code in it is not run.
-    """
-    with _transformers_errors(checkpoint.directory, "no tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory, trust_remote_code=False)
-        tokens = np.array(tokenizer(text, verbose=False)["input_ids"], dtype=np.int32)
-    bos = tokenizer.bos_token_id
-    return Text(tokens, bos if bos is not None and len(tokens) and tokens[0] == bos else None)
 
 
 def trained_weights(checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = False) -> dict[str, torch.Tensor]:
@@ -74,7 +53,7 @@ def load(
     Raises SherryError for an architecture that transformers does not know, and for a checkpoint that lacks some of
     the model's tensors.
     """
-    with _transformers_errors(checkpoint.directory, "no model of this config.json"):
+    with transformers_errors(checkpoint.directory, "no model of this config.json"):
         config = _config(checkpoint)
         if hasattr(config, QUANTIZATION):
             delattr(config, QUANTIZATION)  # the weights come as floats, whatever they were
@@ -85,7 +64,7 @@ def load(
     tensors = trained_weights(checkpoint, plan, fp16_scales=fp16_scales)
     if is_first_bitnet(checkpoint.config):
         tensors = {_in_transformers(name): tensor for name, tensor in tensors.items()}
-    with _transformers_errors(checkpoint.path, "does not fit its config.json"):
+    with transformers_errors(checkpoint.path, "does not fit its config.json"):
         model, loaded = model_class.from_pretrained(
             None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
         )
@@ -98,7 +77,7 @@ def load(
 
     @torch.inference_mode()
     def logits(tokens: I32) -> F32:
-        with _transformers_errors(checkpoint.path, "cannot be run"):
+        with transformers_errors(checkpoint.path, "cannot be run"):
             found: F32 = model(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].numpy()
         return found
 
@@ -121,15 +100,3 @@ def _in_transformers(name: str) -> str:
     for ours, theirs in _NORMS.items():
         name = name.replace(ours, theirs)
     return name
-
-
-@contextmanager
-def _transformers_errors(path: Path, what: str) -> Iterator[None]:
-    """transformers raises whatever comes up for a checkpoint that is not as it expects: make that one line."""
-    try:
-        yield
-    except (SherryError, MemoryError):
-        raise
-    except Exception as error:
-        said = " ".join(str(error).split()) or "no message"
-        raise SherryError(f"{path}: {what}; transformers stopped with {type(error).__name__}: {said}") from error

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sherry_gguf.formats.groups import GROUP, place, signs, to_fours
-from sherry_gguf.formats.scales import nearest
+from sherry_gguf.formats.scales import nearest, rounded_weights
 from sherry_gguf.formats.tensor_type import TensorType
 
 F32 = npt.NDArray[np.float32]
@@ -55,6 +55,8 @@ class WeightCheck:
 def compare(name: str, data: U8, trained: F32, tensor_type: TensorType) -> WeightCheck:
     """uint8[rows, k/block*block_bytes] of a type against the trained weights float32[rows, k], alpha not rounded."""
     planes = tensor_type.decode(data)
+    if len(planes.t) > 1:
+        return _compare_sums(name, planes.weights, trained, tensor_type)
     ternary, scales = planes.folded()
     alpha = _largest(trained, tensor_type.block)
     differ = _differ(ternary, trained, alpha)
@@ -70,6 +72,23 @@ def compare(name: str, data: U8, trained: F32, tensor_type: TensorType) -> Weigh
         wrong_weights=int(np.count_nonzero(differ)),
         scales=alpha.size,
         wrong_scales=int(np.count_nonzero(wrong_scale)),
+        max_scale_error=float(error.max()),
+        first_wrong=f"{name}, {place(first, trained.shape[1], grid)}" if wrong.any() else None,
+    )
+
+
+def _compare_sums(name: str, found: F32, trained: F32, tensor_type: TensorType) -> WeightCheck:
+    """As ``compare``, of the weights float32[rows, k] of a type of several planes: they alone tell its scales."""
+    wrong = (found != trained) & (found != rounded_weights(trained))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = np.where(found == trained, 0, np.abs(found - trained) / np.abs(trained))
+    grid = tensor_type.grid or "consecutive"
+    first = int(np.argmax(to_fours(wrong, grid))) // GROUP
+    return WeightCheck(
+        tensors=1,
+        weights=trained.size,
+        wrong_weights=int(np.count_nonzero(wrong)),
+        scales=trained.size // tensor_type.block * tensor_type.planes,
         max_scale_error=float(error.max()),
         first_wrong=f"{name}, {place(first, trained.shape[1], grid)}" if wrong.any() else None,
     )

@@ -70,6 +70,7 @@ def undeclared(where: str, floats: Sequence[str], total: int) -> SherryError:
             Way.DECLARE,
             Way.DECLARE_STRIDE,
             Way.DECLARE_DENSE,
+            Way.CALIBRATE,
             Way.CHANGE_WEIGHTS,
         )
     return SherryError(

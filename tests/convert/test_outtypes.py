@@ -276,5 +276,5 @@ def test_the_help_names_the_types(capsys):
     with pytest.raises(SystemExit):
         run_command("convert", ["--help"])
     said = re.sub(r"\s+", " ", capsys.readouterr().out)
-    assert "stq1_0, sherry, tq1_0, sherry_g32, tq2_0, q2_0, q4_0, or auto" in said
+    assert "stq1_0, sherry, tq1_0, sherry_g32, tq2_0, q2_0, sherry_2p, q4_0, or auto" in said
     assert "(default: sherry, else sherry_g32; tq1_0, " in said

@@ -23,7 +23,7 @@ def test_unknown_types(text):
 
 
 def test_types_of_sherry_layers():
-    assert outtypes() == ("stq1_0", "sherry", "tq1_0", "sherry_g32", "tq2_0", "q2_0", "q4_0", "auto")
+    assert outtypes() == ("stq1_0", "sherry", "tq1_0", "sherry_g32", "tq2_0", "q2_0", "sherry_2p", "q4_0", "auto")
     assert [parse_outtype(t) for t in ("Q2_0", "AUTO")] == ["q2_0", "auto"]
     assert (TypeChoice().asked, TypeChoice().candidates) == (SHERRY, (SHERRY, SHERRY_G32))
     assert (TypeChoice(outtype="sherry").asked, TypeChoice(outtype="sherry").candidates) == (SHERRY, (SHERRY,))

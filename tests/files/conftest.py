@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sherry_gguf.formats import sherry, sherry_g32, stq1_0
+from sherry_gguf.formats import sherry, sherry_2p, sherry_g32, stq1_0
 from sherry_gguf.formats.q2_0 import Q2_0
 
 STRING, UINT32 = 8, 4
@@ -94,6 +94,13 @@ def sherry_g32_blocks(rows: int, k: int, seed: int = 0) -> bytes:
     return sherry_g32.BLOCKS.pack(codes, generator.uniform(0.5, 2, (rows, k // 32)).astype(np.float32)).tobytes()
 
 
+def sherry_2p_blocks(rows: int, k: int, seed: int = 0) -> bytes:
+    generator = np.random.default_rng(seed)
+    codes = generator.integers(0, 32, (2, rows, k // 4), dtype=np.uint8)
+    scales = generator.uniform(0.5, 2, (2, rows, k // 128)).astype(np.float16)
+    return sherry_2p.pack_planes(*codes, *scales).tobytes()
+
+
 def stq1_0_blocks(rows: int, k: int, seed: int = 0) -> bytes:
     generator = np.random.default_rng(seed)
     codes = generator.integers(0, 32, (rows, k // 4), dtype=np.uint8)
@@ -114,7 +121,7 @@ def f32(rows: int, k: int) -> bytes:
 def parts() -> SimpleNamespace:
     """The functions above, for tests that build a file's bytes or a tensor's."""
     functions = (
-        string, value, entry, array, info, pad, gguf_bytes, sherry_blocks, sherry_g32_blocks, stq1_0_blocks,
-        q2_0_blocks, f32,
+        string, value, entry, array, info, pad, gguf_bytes, sherry_blocks, sherry_g32_blocks, sherry_2p_blocks,
+        stq1_0_blocks, q2_0_blocks, f32,
     )  # fmt: skip
     return SimpleNamespace(**{function.__name__: function for function in functions})

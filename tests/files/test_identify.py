@@ -79,7 +79,7 @@ def test_contradicting_tensors(build, parts):
     assert second.startswith("is Q2_0, and others of that id are not (id 42, 576 bytes with padding: ")
     assert third == (
         "its bytes are not of its id's type (id 42, 4,096 bytes with padding: "
-        "Q2_0 needs 576, STQ1_0 needs 352, SHERRY needs 352, SHERRY_G32 needs 448)"
+        "Q2_0 needs 576, STQ1_0 needs 352, SHERRY needs 352, SHERRY_G32 needs 448, SHERRY_2P needs 704)"
     )
     with pytest.raises(SherryError, match="a: is STQ1_0"):
         open_gguf(path).require_types()
@@ -108,6 +108,12 @@ def test_sherry_g32_under_private_ids(build, parts, type_id):
         ("b", (256, 4), type_id, parts.sherry_g32_blocks(4, 256)),
     ]
     assert names(build(tensors)) == ["SHERRY_G32", "SHERRY_G32"]
+
+
+@pytest.mark.parametrize("type_id", [43, 100, 512, 521, 777])
+def test_sherry_2p_under_private_ids(build, parts, type_id):
+    tensors = [("a", (384, 8), type_id, parts.sherry_2p_blocks(8, 384))]
+    assert names(build(tensors)) == ["SHERRY_2P"]
 
 
 def test_both_types_of_neighbours_in_one_file(build, parts):

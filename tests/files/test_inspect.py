@@ -15,8 +15,11 @@ from sherry_gguf.files.gguf_file import open_gguf
 from sherry_gguf.files.inspect import as_json, inspect
 from sherry_gguf.files.statistics import statistics_of
 
-BLOCK = {"SHERRY": 128, "SHERRY_G32": 32, "STQ1_0": 256, "TQ1_0": 256, "TQ2_0": 256, "Q2_0": 64, "Q4_0": 32}
-OWN = {"SHERRY": "consecutive", "SHERRY_G32": "consecutive", "STQ1_0": "stride16"}
+BLOCK = {
+    "SHERRY": 128, "SHERRY_G32": 32, "SHERRY_2P": 128,
+    "STQ1_0": 256, "TQ1_0": 256, "TQ2_0": 256, "Q2_0": 64, "Q4_0": 32,
+}  # fmt: skip
+OWN = {"SHERRY": "consecutive", "SHERRY_G32": "consecutive", "SHERRY_2P": "consecutive", "STQ1_0": "stride16"}
 ROWS, K = 8, 1024
 SPANS = ("tensor", "row", "512", "256", "128", "64", "32")
 CASES = [
@@ -60,7 +63,7 @@ def test_grid_and_sharing(build, monkeypatch, name, groups, span, chunk):
     assert (found.grid, found.shared) == (expected[groups], span)
     if groups is not None:
         assert found.one_zero[groups] == found.groups[groups] == ROWS * K // 4
-    if name in OWN:
+    if name in OWN and name != "SHERRY_2P":  # which has two codes for a group
         assert np.array_equal(found.codes, np.bincount(codes_of().reshape(-1), minlength=32))
     else:
         assert found.codes is None
@@ -82,9 +85,10 @@ def test_scales(build, name):
     scales[2, 1] = 0
     found = found_in(build, name, pack(name, on_grid(groups) * np.repeat(scales, 256, axis=1)))
     used, of_256 = np.sort(scales[scales != 0]), 256 // BLOCK[name]
+    of_planes = scales.size * of_256 if name == "SHERRY_2P" else 0  # the second plane's
     assert found.scales.summary() == {
         "min": used[0], "median": used[(used.size - 1) // 2], "max": used[-1],
-        "negative": 0, "zero": of_256, "not_finite": 0,
+        "negative": 0, "zero": of_256 + of_planes, "not_finite": 0,
     }  # fmt: skip
     assert found.empty_blocks == of_256
     assert found.shared == "256"
@@ -96,8 +100,8 @@ def test_damaged_scales(build, name):
     """Are counted, and do not stop the rest from being read."""
     groups = OWN.get(name, "consecutive")
     data = np.frombuffer(pack(name, on_grid(groups)), dtype=np.uint8).copy()
-    size = {"SHERRY": 22, "SHERRY_G32": 7, "STQ1_0": 42, "TQ1_0": 54, "TQ2_0": 66}.get(name, 18)
-    at = 0 if name in ("Q2_0", "Q4_0") else size - 2
+    size = {"SHERRY": 22, "SHERRY_G32": 7, "SHERRY_2P": 44, "STQ1_0": 42, "TQ1_0": 54, "TQ2_0": 66}.get(name, 18)
+    at = {"Q2_0": 0, "Q4_0": 0, "SHERRY_2P": 20}.get(name, size - 2)  # of two planes the first
     for block, value in ((0, np.nan), (3, np.inf), (5, -np.inf), (7, -1.0)):
         data.reshape(-1, size)[block, at : at + 2] = np.frombuffer(np.float16(value).tobytes(), dtype=np.uint8)
     found = found_in(build, name, data.tobytes())
@@ -182,7 +186,7 @@ codes of SHERRY (id 512), percent of 512 groups (1/32 is 3.125):
   16..23  2.539  2.539  3.906  3.125  2.734  4.102  3.516  5.078
   24..31  2.930  2.148  2.930  3.516  2.148  3.516  2.734  1.953
 id 42 (2 tensors): STQ1_0, as in its first files; the id is Q2_0's since
-id 97 (1 tensor): unknown, and neither STQ1_0 nor SHERRY nor SHERRY_G32 by its bytes
+id 97 (1 tensor): unknown, and neither STQ1_0 nor SHERRY nor SHERRY_G32 nor SHERRY_2P by its bytes
 id 512 (1 tensor): SHERRY, a private id of this project
 llama.cpp without the patch, at the pin: refuses or misreads the file, as it takes id 42 for Q2_0, but these 2 tensors are STQ1_0; it does not know id 97 (unknown, 1 tensor); it does not know id 512 (SHERRY, 1 tensor)
 """  # noqa: E501
@@ -220,7 +224,7 @@ def test_golden_json(parts, tmp_path):
         "all": {"tensors": 6, "weights": 11364, "bytes": 6144, "bits_per_weight": 8 * 6144 / 11364},
         "oddities": [
             "id 42 (2 tensors): STQ1_0, as in its first files; the id is Q2_0's since",
-            "id 97 (1 tensor): unknown, and neither STQ1_0 nor SHERRY nor SHERRY_G32 by its bytes",
+            "id 97 (1 tensor): unknown, and neither STQ1_0 nor SHERRY nor SHERRY_G32 nor SHERRY_2P by its bytes",
             "id 512 (1 tensor): SHERRY, a private id of this project",
         ],
         "stock_llama_cpp": {
@@ -263,7 +267,7 @@ def test_what_stock_llama_cpp_reads(build):
     weights = on_grid("consecutive")
     tensors = [(name, (K, ROWS), IDS[name], pack(name, weights)) for name in ("TQ1_0", "TQ2_0", "Q2_0", "Q4_0")]
     assert inspect(build(tensors)).refusals == []
-    for name, said in (("SHERRY", "id 512"), ("SHERRY_G32", "id 520"), ("STQ1_0", "id 43")):
+    for name, said in (("SHERRY", "id 512"), ("SHERRY_G32", "id 520"), ("SHERRY_2P", "id 521"), ("STQ1_0", "id 43")):
         found = inspect(build([("a", (K, ROWS), IDS[name], pack(name, on_grid(OWN[name])))]))
         assert f"does not know {said}" in found.refusals[0]
         assert len(found.refusals) == 1

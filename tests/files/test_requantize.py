@@ -38,7 +38,7 @@ def on_grid(groups, span, seed=0, rows=ROWS):
 def content_of(parts, name, weights, file_type=None, type_id=None, alignment=32):
     """A model of three matrices in a type, one of experts, between other tensors."""
     file_type = FILE_TYPES[name] if file_type is None else file_type
-    version = {"SHERRY": 1, "SHERRY_G32": 2}.get(name)
+    version = {"SHERRY": 1, "SHERRY_G32": 2, "SHERRY_2P": 2}.get(name)
     entries = [
         parts.entry("general.architecture", 8, "llama"),
         parts.entry("general.file_type", 4, file_type),
@@ -66,8 +66,8 @@ def file(tmp_path):
 
 # The types that hold a matrix of this grid and span.
 HOLD = {
-    ("consecutive", 256): ("SHERRY", "SHERRY_G32", "TQ1_0", "TQ2_0", "Q2_0", "Q4_0"),
-    ("consecutive", 128): ("SHERRY", "SHERRY_G32", "Q2_0", "Q4_0"),
+    ("consecutive", 256): ("SHERRY", "SHERRY_G32", "SHERRY_2P", "TQ1_0", "TQ2_0", "Q2_0", "Q4_0"),
+    ("consecutive", 128): ("SHERRY", "SHERRY_G32", "SHERRY_2P", "Q2_0", "Q4_0"),
     ("consecutive", 32): ("SHERRY_G32", "Q4_0"),
     ("stride16", 256): ("STQ1_0", "TQ1_0", "TQ2_0", "Q2_0", "Q4_0"),
 }
@@ -94,7 +94,7 @@ def test_around_and_back(file, parts, tmp_path):
     """Through all types that hold it, and to the bytes it began with."""
     content = content_of(parts, "SHERRY", on_grid("consecutive", 256))
     file.write_bytes(content)
-    steps = ["sherry", "q4_0", "tq1_0", "sherry_g32", "q2_0", "sherry_g32", "tq2_0", "sherry"]
+    steps = ["sherry", "q4_0", "tq1_0", "sherry_g32", "q2_0", "sherry_g32", "tq2_0", "sherry_2p", "sherry"]
     for i, (_, outtype) in enumerate(pairwise(steps)):
         new = tmp_path / f"{i}.gguf"
         requantize(file, named(outtype), new)
@@ -181,7 +181,7 @@ def count_by_hand(weights, kind):
 
 def test_rows_that_do_not_fit(file, parts):
     file.write_bytes(parts.gguf_bytes([("a", (384, 8), 512, parts.sherry_blocks(8, 384))]))
-    said = r"a: rows of 384 weights do not fit TQ1_0.*; all fit --outtype sherry or sherry_g32 or q2_0 or q4_0"
+    said = r"a: rows of 384 .* do not fit TQ1_0.*; all fit --outtype sherry or sherry_g32 or q2_0 or sherry_2p or q4_0"
     with refused(said, WAYS):
         requantize(file, named("tq1_0"))
 
@@ -209,6 +209,21 @@ def test_sherrys_two_types_in_one_file(file, parts):
         header = read_header(requantize(file, named(name)).outfile)
         assert {tensor.type_id for tensor in header.tensors} == {IDS[name]}
         assert (header.value("sherry.format_version"), header.value("general.file_type")) == (version, file_type)
+
+
+def test_two_planes(file, parts):
+    """A matrix that needs both is left alone beside one that does not; where there are no others it is said why."""
+    entries = [parts.entry("sherry.format_version", 4, 2), parts.entry("general.file_type", 4, 521)]
+    one = ("one", (K, ROWS), 521, pack("SHERRY_2P", on_grid("consecutive", 128)))
+    two = ("two", (K, ROWS), 521, parts.sherry_2p_blocks(ROWS, K))
+    file.write_bytes(parts.gguf_bytes([one, two], entries))
+    header = read_header(requantize(file, named("sherry")).outfile)
+    assert [tensor.type_id for tensor in header.tensors] == [512, 521]
+    assert header.value("sherry.format_version") == 2
+    assert np.array_equal(find_types(header)[1].stored.tobytes(), two[3])
+    file.write_bytes(parts.gguf_bytes([two], entries))
+    with refused(r"has no ternary tensors; [\d,]+ of 12,288 weights of two, which is SHERRY_2P, are neither 0 ", WAYS):
+        requantize(file, named("sherry"))
 
 
 def test_no_type_holds_all(file, parts):

@@ -15,7 +15,7 @@ ROUND_TRIP = """
 import sys
 import numpy as np
 {imports}
-from sherry_gguf.formats import sherry, sherry_g32, stq1_0
+from sherry_gguf.formats import sherry, sherry_2p, sherry_g32, stq1_0
 
 SHERRY = gguf.GGMLQuantizationType(512)
 assert SHERRY is gguf.GGMLQuantizationType.SHERRY is gguf.GGMLQuantizationType["SHERRY"]
@@ -33,6 +33,15 @@ assert gguf.GGML_QUANT_SIZES[G32] == (32, 7)
 g32 = sherry_g32.BLOCKS.pack(codes[:, :24], np.full((6, 3), 0.5, dtype=np.float32))
 assert np.array_equal(gguf.quants.dequantize(g32, G32), weights[:, :96])
 assert np.array_equal(gguf.quants.quantize(weights[:, :96].reshape(2, 3, 96), G32), g32.reshape(2, 3, 21))
+
+TWO = gguf.GGMLQuantizationType(521)
+assert TWO is gguf.GGMLQuantizationType.SHERRY_2P and gguf.LlamaFileType(521).name == "MOSTLY_SHERRY_2P"
+assert gguf.GGML_QUANT_SIZES[TWO] == (128, 44)
+scales = np.full((6, 2), 0.5, dtype=np.float16)
+two = sherry_2p.pack_planes(codes, codes[::-1], scales, scales / 4)
+sums = weights + weights[::-1] / 4
+assert np.array_equal(gguf.quants.dequantize(two, TWO), sums)
+assert np.array_equal(gguf.quants.quantize(sums.reshape(2, 3, 256), TWO), two.reshape(2, 3, 88))
 
 STQ1_0 = gguf.GGMLQuantizationType(43)
 assert STQ1_0 is gguf.GGMLQuantizationType.STQ1_0 and gguf.LlamaFileType(513).name == "MOSTLY_STQ1_0"
@@ -98,7 +107,7 @@ def test_an_id_that_gguf_py_has_for_another_type_stays_that_types():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["SHERRY", "SHERRY_G32", "STQ1_0"])
+@pytest.mark.parametrize("name", ["SHERRY", "SHERRY_G32", "SHERRY_2P", "STQ1_0"])
 def test_quantize_refuses_what_is_not_baked(pinned_gguf, name):
     weights = np.random.default_rng(0).standard_normal((16, 256)).astype(np.float32)
     with pytest.raises(SherryError, match=f"weights do not fit {name}"):

@@ -115,7 +115,7 @@ def test_q4_0_of_any_other_block_is_gguf_pys(pinned_gguf, quantize):
 
 def test_the_list_is_in_order_of_size(pinned_gguf):
     sizes = [tensor_type.bits_per_weight for tensor_type in tensor_types()]
-    assert sizes == sorted(sizes) == [1.3125, 1.375, 1.6875, 1.75, 2.0625, 2.25, 4.5]
+    assert sizes == sorted(sizes) == [1.3125, 1.375, 1.6875, 1.75, 2.0625, 2.25, 2.75, 4.5]
     for tensor_type in tensor_types():
         qtype = pinned_gguf.GGMLQuantizationType[tensor_type.name]
         assert pinned_gguf.GGML_QUANT_SIZES[qtype] == (tensor_type.block, tensor_type.block_bytes)

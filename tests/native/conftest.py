@@ -44,6 +44,7 @@ SHERRY = Kind("sherry", "sherry", sherry.SHERRY.type_id, BLOCK, sherry.SHERRY.bl
 _plane_g32, _place_g32 = np.divmod(np.arange(32), 8)
 
 SHERRY_G32 = Kind("sherry_g32", "sherry_g32", 520, 32, 7, 4 * _place_g32 + _plane_g32)
+SHERRY_2P = Kind("sherry_2p", "sherry_2p", 521, BLOCK, 44, SHERRY.order)
 STQ1_0 = Kind("stq1_0", "stq1", 43, 256, 42, _group // 16 * 64 + _group % 16 + 16 * _plane)
 
 # block_q8_sherry of ggml-sherry.h
@@ -286,6 +287,11 @@ def g32() -> Kind:
     return SHERRY_G32
 
 
+@pytest.fixture
+def two_planes() -> Kind:
+    return SHERRY_2P
+
+
 @pytest.fixture(params=ISAS)
 def tile_kernel(request: pytest.FixtureRequest, ggml: Ggml) -> TileKernel:
     kernels = tile_kernels(ggml.cpu)
@@ -301,6 +307,7 @@ def kernels_program(runtime: llama_cpp.Build) -> list[str]:
         Path(__file__).with_name("kernels.c"),
         ggml / "src/ggml-sherry.c",
         ggml / "src/ggml-sherry-g32.c",
+        ggml / "src/ggml-sherry-2p.c",
         ggml / "src/ggml-stq1.c",
         *sorted((ggml / "src/ggml-cpu/sherry").glob("*.c")),
     ]

@@ -304,8 +304,9 @@ static void check_pack_stq1_0(const struct ggml_sherry_tile_kernel * kernel, con
     free(tiles);
 }
 
+// n_blocks of a row, of which n_planes meet the same activations
 static void check_tiles(const struct ggml_sherry_tile_kernel * kernel, enum kind kind, int n_tiles, int n_tokens,
-                        int n_blocks, bool first) {
+                        int n_blocks, int n_planes, bool first) {
     const size_t stride = (n_blocks + 1)*SHERRY_TILE_BYTES; // more than needed: it has to be used
     const size_t size   = n_tiles*stride - SHERRY_TILE_BYTES;
     char * rows_room;
@@ -338,11 +339,12 @@ static void check_tiles(const struct ggml_sherry_tile_kernel * kernel, enum kind
     const int n_rows = n_tiles*ROWS;
     const int beyond = first; // a float that is to stay what it is, or none, so that a sanitizer sees reads beyond
     for (int t = 0; t < n_tokens; ++t) {
-        x[t] = malloc(n_blocks*sizeof(**x));
-        fill_activations(kind, t, n_blocks, x[t]);
-        char  * table  = aligned_alloc(64, n_blocks*kernel->table_bytes);
-        float * scales = malloc(n_blocks*sizeof(float));
-        for (int b = 0; b < n_blocks; ++b) {
+        const int n = n_blocks/n_planes;
+        x[t] = malloc(n*sizeof(**x));
+        fill_activations(kind, t, n, x[t]);
+        char  * table  = aligned_alloc(64, n*kernel->table_bytes);
+        float * scales = malloc(n*sizeof(float));
+        for (int b = 0; b < n; ++b) {
             kernel->tables(x[t] + b, table + b*kernel->table_bytes);
             scales[b] = x[t][b].d;
         }
@@ -354,13 +356,17 @@ static void check_tiles(const struct ggml_sherry_tile_kernel * kernel, enum kind
         }
     }
 
-    kernel->mul(n_tiles, stride, tiles, n_blocks, n_tokens, tables, d, dst, first, first);
+    kernel->mul(n_tiles, stride, tiles, n_blocks, n_planes, n_tokens, tables, d, dst, first, first);
 
     for (int t = 0; t < n_tokens; ++t) {
         for (int r = 0; r < n_rows; ++r) {
-            const float sum = expected(first ? 0 : START, n_blocks, rows + r*n_blocks, x[t]);
-            CHECK(dst[t][r] == sum, "%s: kind %d, %d tiles, %d tokens, %d blocks, first %d: row %d of token %d: %a, not %a",
-                  kernel->name, kind, n_tiles, n_tokens, n_blocks, first, r, t, (double) dst[t][r], (double) sum);
+            float sum = first ? 0 : START;
+            for (int b = 0; b < n_blocks; ++b) {
+                sum = expected(sum, 1, rows + r*n_blocks + b, x[t] + b/n_planes);
+            }
+            CHECK(dst[t][r] == sum,
+                  "%s: kind %d, %d tiles, %d tokens, %d blocks, %d planes, first %d: row %d of token %d: %a, not %a",
+                  kernel->name, kind, n_tiles, n_tokens, n_blocks, n_planes, first, r, t, (double) dst[t][r], (double) sum);
         }
         CHECK(!beyond || dst[t][n_rows] == START, "%s: written beyond the rows", kernel->name);
         free(x[t]);
@@ -370,6 +376,65 @@ static void check_tiles(const struct ggml_sherry_tile_kernel * kernel, enum kind
     }
     free(rows_room);
     free(tiles_room);
+}
+
+//
+// SHERRY_2P: a row of SHERRY of twice as many blocks
+//
+
+static void check_row_2p(enum kind kind, int n_blocks) {
+    const int n = n_blocks*QK_SHERRY_2P;
+    char * room;
+    block_sherry    * x = at_odd_address(SHERRY_2P_PLANES*n_blocks*sizeof(*x), &room);
+    block_q8_sherry * y = malloc(n_blocks*sizeof(*y));
+    float   * values = malloc(n*sizeof(*values));
+    int32_t * isums  = malloc(SHERRY_2P_PLANES*n_blocks*sizeof(*isums));
+    for (int b = 0; b < n_blocks; ++b) {
+        fill_row(kind, b, SHERRY_2P_PLANES, x + SHERRY_2P_PLANES*b);
+    }
+    fill_activations(kind, 1, n_blocks, y);
+    float sum = 0;
+    for (int b = 0; b < SHERRY_2P_PLANES*n_blocks; ++b) {
+        sum = expected(sum, 1, x + b, y + b/SHERRY_2P_PLANES);
+    }
+    for (size_t k = 0; k < COUNT(names); ++k) {
+        const struct ggml_sherry_row_kernel * kernel = ggml_sherry_row_kernel_named(names[k]);
+        float s;
+        if (kernel != NULL) {
+            kernel->two.vec_dot(n, &s, 0, x, 0, y, 0, 1);
+            CHECK(s == sum, "%s: %d blocks of SHERRY_2P", kernel->name, n_blocks);
+            kernel->two.isums(n, isums, x, y);
+            CHECK(isums[SHERRY_2P_PLANES*n_blocks - 1] == generic_isum(x + SHERRY_2P_PLANES*n_blocks - 1, y + n_blocks - 1),
+                  "%s: the last sum of %d blocks of SHERRY_2P", kernel->name, n_blocks);
+        }
+    }
+
+    // from the weights of two planes to the same, and rounded ones whatever they are
+    dequantize_row_sherry_2p(x, values, n);
+    block_sherry_2p * again = malloc(n_blocks*sizeof(*again));
+    float * found = malloc(n*sizeof(*found));
+    quantize_sherry_2p(values, again, 1, n, NULL);
+    dequantize_row_sherry_2p(again, found, n);
+    if (kind == SCALED) {
+        CHECK(ggml_sherry_2p_rounded_weights(values, n) == 0, "two planes were not found");
+        CHECK(memcmp(values, found, n*sizeof(*found)) == 0, "two planes became others");
+    }
+    static const float special[] = { 0, 1e-45f, 3.4e38f, -INFINITY, NAN };
+    for (size_t i = 0; i < COUNT(special); ++i) {
+        for (int j = 0; j < n; ++j) {
+            values[j] = random_float();
+        }
+        values[n - 1] = special[i];
+        quantize_sherry_2p(values, again, 1, n, NULL);
+        CHECK(ggml_validate_sherry_2p(again, n_blocks) == (i == 0 || i == 1), "a block with %g", (double) special[i]);
+        dequantize_row_sherry_2p(again, found, n);
+    }
+    free(room);
+    free(y);
+    free(values);
+    free(isums);
+    free(again);
+    free(found);
 }
 
 //
@@ -519,7 +584,7 @@ static void check_tiles_g32(const struct ggml_sherry_tile_kernel * kernel, enum 
             dst[t][i] = first ? NAN : START;
         }
     }
-    kernel->mul_g32(n_tiles, stride, tiles, n, n_tokens, tables, d, dst, first, first);
+    kernel->mul_g32(n_tiles, stride, tiles, n, 1, n_tokens, tables, d, dst, first, first);
     for (int t = 0; t < n_tokens; ++t) {
         for (int r = 0; r < n_rows; ++r) {
             const float sum = expected_g32(first ? 0 : START, n_blocks, rows + r*n_blocks, x[t]);
@@ -602,6 +667,7 @@ int main(int argc, char ** argv) {
     for (int kind = 0; kind < N_KINDS; ++kind) {
         for (size_t i = 0; i < COUNT(lengths); ++i) {
             check_row_g32(kind, lengths[i]);
+            check_row_2p(kind, lengths[i]);
             for (int r = 0; r < 32; ++r) {
                 check_row(types + 0, kind, r, r%4, lengths[i]);
                 check_row(types + 1, kind, r, r%4, lengths[i]);
@@ -611,8 +677,11 @@ int main(int argc, char ** argv) {
                 for (int n_tiles = 1; kernel && n_tiles <= kernel->max_tiles; ++n_tiles) {
                     for (int n_tokens = 1; n_tokens <= SHERRY_MAX_TOKENS; ++n_tokens) {
                         check_tiles_g32(kernel, kind, n_tiles, n_tokens, lengths[i], i%2);
-                        check_tiles(kernel, kind, n_tiles, n_tokens, lengths[i], true);
-                        check_tiles(kernel, kind, n_tiles, n_tokens, lengths[i], false);
+                        check_tiles(kernel, kind, n_tiles, n_tokens, lengths[i], 1, true);
+                        check_tiles(kernel, kind, n_tiles, n_tokens, lengths[i], 1, false);
+                        if (lengths[i] < MAX_BLOCKS) {
+                            check_tiles(kernel, kind, n_tiles, n_tokens, 2*lengths[i], SHERRY_2P_PLANES, i%2);
+                        }
                     }
                 }
             }

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pytest
 
 from sherry_gguf import llama_cpp
-from sherry_gguf.formats import sherry_g32
+from sherry_gguf.formats import sherry_2p, sherry_g32
 from sherry_gguf.formats.groups import CODES
 from sherry_gguf.formats.sherry import SHERRY
 from sherry_gguf.formats.table import VERSION_KEY
+from sherry_gguf.weights.two_planes import round_planes
 
 pytestmark = pytest.mark.runtime
 
@@ -241,3 +242,39 @@ def test_scales_per_32(runtime: llama_cpp.Build, pinned_gguf: Any, sherry_gguf_f
     mixed = quantize(runtime, "--tensor-type", "ffn_up=sherry_g32", source, tmp_path / "mixed.gguf", "SHERRY")
     assert mixed.returncode == 0, mixed.stderr
     assert pinned_gguf.GGUFReader(tmp_path / "mixed.gguf").get_field(VERSION_KEY).contents() == 2
+
+
+def test_two_planes(runtime: llama_cpp.Build, pinned_gguf: Any, f32_file: Path, tmp_path: Path) -> None:
+    """What is two planes stays so; what is not is refused, or rounded with an importance matrix, as in NumPy."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, CODES, (2, 256, 192), dtype=np.uint8)
+    d = rng.uniform(0.01, 0.1, (2, 256, 6)).astype(np.float16)
+    exact = sherry_2p.SHERRY_2P.dequantize(sherry_2p.pack_planes(*codes, *d))
+    down = "blk.0.ffn_down.weight"
+    source = write_f32(pinned_gguf, f32_file, tmp_path / "exact.gguf", {down: exact})
+    done = quantize(runtime, source, tmp_path / "out.gguf", "SHERRY_2P")
+    assert done.returncode == 0, done.stderr
+    reader = pinned_gguf.GGUFReader(tmp_path / "out.gguf")
+    made = {tensor.name: tensor for tensor in reader.tensors}
+    assert made[down].tensor_type == sherry_2p.SHERRY_2P.type_id
+    np.testing.assert_array_equal(sherry_2p.SHERRY_2P.dequantize(made[down].data), exact)
+    assert reader.get_field(VERSION_KEY).contents() == LATEST
+    assert reader.get_field("general.file_type").contents() == sherry_2p.SHERRY_2P.file_type
+
+    plain = rng.standard_normal((256, 768)).astype(np.float32)
+    source = write_f32(pinned_gguf, f32_file, tmp_path / "plain.gguf", {down: plain})
+    refused = quantize(runtime, source, tmp_path / "refused.gguf", "SHERRY_2P")
+    assert refused.returncode != 0
+    assert f"{down}: 196608 of 196608 weights are no sums of two planes" in refused.stderr
+    assert "`sherry-gguf convert --calibrate`" in refused.stderr
+    sizes = {name: int(t.shape[0]) for name, t in made.items() if t.tensor_type == sherry_2p.SHERRY_2P.type_id}
+    imatrix = write_imatrix(tmp_path / "imatrix.dat", sizes)
+    done = quantize(runtime, "--imatrix", imatrix, source, tmp_path / "rounded.gguf", "SHERRY_2P")
+    assert done.returncode == 0, done.stderr
+    found = tensors(pinned_gguf, tmp_path / "rounded.gguf")
+    rng = np.random.default_rng(0)  # as write_imatrix draws them
+    importance = {name: rng.exponential(1, size).astype(np.float32) for name, size in sizes.items()}[down]
+    np.testing.assert_array_equal(found[down].data[:32], round_planes(plain[:32], importance))
+    for name in sizes:
+        if name != down:
+            np.testing.assert_array_equal(found[name].data, made[name].data, err_msg=name)

@@ -46,7 +46,7 @@ def rounded(x: F32) -> F64:
 def assert_product(result: F32, w: F64, x: F64) -> None:
     """result[..., rows] of w[..., rows, k] and x[..., k]; the tolerance is that of test_operators.py."""
     expected = np.einsum("...rk,...k->...r", w, x)
-    tolerance = (4 + w.shape[-1] / BLOCK) * 2.0**-24 * np.einsum("...rk,...k->...r", np.abs(w), np.abs(x))
+    tolerance = (1 + w.shape[-1] / BLOCK) * 2.0**-24 * np.einsum("...rk,...k->...r", np.abs(w), np.abs(x))
     assert (np.abs(result.reshape(expected.shape) - expected) <= tolerance).all()
 
 

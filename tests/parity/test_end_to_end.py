@@ -67,7 +67,6 @@ def test_scales_per_32(runtime, pinned_gguf, tiny_checkpoint, heldout_text, tmp_
     assert report.failures() == []
     assert report.weights.tensors == 6 * 7
     assert report.weights.wrong_weights == report.weights.wrong_scales == 0
-    assert report.steps[2].divergence.kld_mean > 0  # 8-bit activations
 
 
 def test_weights_differ_by_the_rounding_of_scales_alone(runtime, pinned_gguf, tiny_checkpoint, heldout_text, tmp_path):

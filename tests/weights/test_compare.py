@@ -132,7 +132,7 @@ def test_scales_that_differ_within_a_block():
     for other in (0.5, 2):
         scales[2, 1] = other
         changed = changed_by(CONSECUTIVE, expand(grid.codes, scales))
-        assert changed == {"SHERRY": 0, "TQ1_0": 96, "SHERRY_G32": 0, "TQ2_0": 96, "Q2_0": 0, "Q4_0": 0}
+        assert changed == {"SHERRY": 0, "TQ1_0": 96, "SHERRY_G32": 0, "TQ2_0": 96, "Q2_0": 0, "SHERRY_2P": 0, "Q4_0": 0}
     # one alpha in fp16, though not in float32
     scales[2, 1] = 1.0001
     assert not any(changed_by(CONSECUTIVE, expand(grid.codes, scales)).values())
@@ -147,6 +147,7 @@ def test_groups_of_weights_16_apart_are_held_by_all_but_sherry():
     weights = from_fours(expand(grid.codes, grid.scales), "stride16")
     changed = changed_by(tensor_types(), weights)
     assert 0 < changed.pop("SHERRY_G32") <= changed.pop("SHERRY") < weights.size // 2
+    assert changed.pop("SHERRY_2P") > 0
     assert not any(changed.values())
     # 128 zeros beside 128 others: four zeros of a group cannot stay, one can
     weights[1, 128:256] = 0

@@ -1,7 +1,8 @@
 #pragma once
 
-// What the loader and llama-quantize do for tensors of types SHERRY, SHERRY_G32 and STQ1_0.
+// What the loader and llama-quantize do for tensors of types SHERRY, SHERRY_G32, SHERRY_2P and STQ1_0.
 
+#include "../ggml/src/ggml-sherry-2p.h"
 #include "../ggml/src/ggml-sherry-g32.h"
 #include "../ggml/src/ggml-stq1.h"
 #include "ggml.h"
@@ -14,16 +15,17 @@
 #include <string>
 
 static constexpr const char * LLAMA_SHERRY_VERSION_KEY = "sherry.format_version"; // u32, absent means 1
-static constexpr uint32_t     LLAMA_SHERRY_VERSION     = 2; // 1: SHERRY, 2: SHERRY_G32, which older programs do not know
+static constexpr uint32_t     LLAMA_SHERRY_VERSION     = 2; // 1: SHERRY, 2: SHERRY_G32 and SHERRY_2P
 
 static inline bool llama_sherry_is_type(ggml_type type) {
-    return type == GGML_TYPE_SHERRY || type == GGML_TYPE_SHERRY_G32 || type == GGML_TYPE_STQ1_0;
+    return type == GGML_TYPE_SHERRY || type == GGML_TYPE_SHERRY_G32 || type == GGML_TYPE_SHERRY_2P ||
+           type == GGML_TYPE_STQ1_0;
 }
 
 // all linear layers of one type, embedding and output in Q8_0
 static inline bool llama_sherry_is_ftype(llama_ftype ftype) {
     return ftype == LLAMA_FTYPE_MOSTLY_SHERRY || ftype == LLAMA_FTYPE_MOSTLY_SHERRY_G32 ||
-           ftype == LLAMA_FTYPE_MOSTLY_STQ1_0;
+           ftype == LLAMA_FTYPE_MOSTLY_SHERRY_2P || ftype == LLAMA_FTYPE_MOSTLY_STQ1_0;
 }
 
 // throws if the file was written for a later layout of the blocks
@@ -58,6 +60,17 @@ static inline int64_t llama_sherry_changed_groups(ggml_type type, const float * 
            type == GGML_TYPE_STQ1_0 ? ggml_stq1_changed_groups(weights, n) : 0;
 }
 
+// throws where SHERRY_2P would round weights and nothing says which of them matter: such a file is of no use
+static inline void llama_sherry_check_planes(const char * name, ggml_type type, bool has_imatrix, const float * weights,
+                                             int64_t n) {
+    const int64_t rounded = type == GGML_TYPE_SHERRY_2P && !has_imatrix ? ggml_sherry_2p_rounded_weights(weights, n) : 0;
+    if (rounded > 0) {
+        throw std::runtime_error(std::string(name) + ": " + std::to_string(rounded) + " of " + std::to_string(n) +
+            " weights are no sums of two planes, and would be rounded: `sherry-gguf convert --calibrate` does that best, "
+            "--imatrix less well");
+    }
+}
+
 static inline void llama_sherry_warn_changed(const char * name, int64_t n_groups) {
     if (n_groups > 0) {
         LLAMA_LOG_WARN("%s: in %" PRId64 " groups of 4, zeros became weights (one of four is zero), or weights zeros "
@@ -70,7 +83,8 @@ template <typename T>
 static void llama_sherry_set_version(gguf_context * ctx, const T & tensors) {
     uint32_t version = 0;
     for (const auto & tensor : tensors) {
-        const uint32_t needed = tensor.target_type == GGML_TYPE_SHERRY_G32 ? 2 : tensor.target_type == GGML_TYPE_SHERRY;
+        const uint32_t needed = tensor.target_type == GGML_TYPE_SHERRY_G32 || tensor.target_type == GGML_TYPE_SHERRY_2P ? 2 :
+                                tensor.target_type == GGML_TYPE_SHERRY;
         version = needed > version ? needed : version;
     }
     if (version > 0) {

@@ -38,7 +38,8 @@ tensor_traits of_tiles(true);
 tensor_traits of_rows(false);
 
 bool has_tiles(ggml_type type) {
-    return type == GGML_TYPE_SHERRY || type == GGML_TYPE_STQ1_0 || type == GGML_TYPE_SHERRY_G32;
+    return type == GGML_TYPE_SHERRY || type == GGML_TYPE_STQ1_0 || type == GGML_TYPE_SHERRY_G32 ||
+           type == GGML_TYPE_SHERRY_2P;
 }
 
 bool multiplies(const ggml_tensor * op) {
@@ -102,8 +103,12 @@ struct run {
         kept  = (char *) tensor->data + first*kept_row_bytes(tensor);
     }
 
-    // rows end inside a block of SHERRY_G32, four blocks of a file: it is filled up
-    static size_t n_blocks(const ggml_tensor * tensor) { return (tensor->ne[0] + QK_SHERRY - 1)/QK_SHERRY; }
+    // Of SHERRY, as which tiles are packed: rows of SHERRY_2P have two for 128 weights, and rows end inside a block of
+    // SHERRY_G32, four blocks of a file: it is filled up.
+    static size_t n_blocks(const ggml_tensor * tensor) {
+        const size_t n = (tensor->ne[0] + QK_SHERRY - 1)/QK_SHERRY;
+        return tensor->type == GGML_TYPE_SHERRY_2P ? SHERRY_2P_PLANES*n : n;
+    }
 
     static size_t tile_bytes(const ggml_tensor * tensor) {
         return tensor->type == GGML_TYPE_SHERRY_G32 ? SHERRY_G32_TILE_BYTES : SHERRY_TILE_BYTES;
@@ -123,6 +128,7 @@ struct run {
             char * tile = kept + i*tile_bytes(tensor);
             switch (tensor->type) {
                 case GGML_TYPE_SHERRY:
+                case GGML_TYPE_SHERRY_2P:
                     kernel->pack((const block_sherry *) rows + i, n_blocks(tensor), tile);
                     break;
                 case GGML_TYPE_STQ1_0: // two at once
@@ -147,6 +153,7 @@ struct run {
             const char * tile = kept + i*tile_bytes(tensor);
             switch (tensor->type) {
                 case GGML_TYPE_SHERRY:
+                case GGML_TYPE_SHERRY_2P:
                     kernel->unpack(tile, (block_sherry *) rows + i, n_blocks(tensor));
                     break;
                 case GGML_TYPE_STQ1_0:

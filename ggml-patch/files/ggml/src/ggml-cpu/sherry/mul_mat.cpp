@@ -18,8 +18,8 @@
 // stay in its second-level cache.
 //
 // Weights that lie in rows are packed into tiles as they are needed, a few blocks at a time, which stay in the first-level
-// cache. Packing takes half as long as multiplying with one token, and together that is as fast as TQ2_0's vec_dot; a
-// vec_dot of SHERRY has to unpack five bits for each row, and is not. With few tokens weights come from memory, and no
+// cache. Packing takes nearly as long as multiplying with one token, and together that is about as fast as TQ2_0's vec_dot
+// is; a vec_dot of SHERRY has to unpack five bits for each row, and is not. With few tokens weights come from memory, and no
 // processor foresees a walk along 32 rows at once: the next tile's rows, which lie one after the other, are asked for.
 
 namespace ggml::cpu::sherry {
@@ -67,7 +67,8 @@ struct plan {
 
     bool   g32;        // SHERRY_G32: four scales in a block, and rows that end inside one
     int    n_scales;   // of a row in a block, and of activations
-    size_t tile_bytes; // of a block
+    int    n_planes;   // blocks of a tile that meet the same activations
+    size_t tile_bytes; // of 128 weights of 32 rows
 
     int64_t n_blocks; // of a row, of 128 weights
     int64_t n_tiles;  // of a matrix
@@ -85,7 +86,8 @@ struct plan {
         kernel     = in_tiles ? ggml_sherry_chosen_tile_kernel() : ggml_sherry_packing_tile_kernel();
         g32        = weights->type == GGML_TYPE_SHERRY_G32;
         n_scales   = g32 ? SHERRY_G32_SCALES : 1;
-        tile_bytes = g32 ? SHERRY_G32_TILE_BYTES : SHERRY_TILE_BYTES;
+        n_planes   = weights->type == GGML_TYPE_SHERRY_2P ? SHERRY_2P_PLANES : 1;
+        tile_bytes = g32 ? SHERRY_G32_TILE_BYTES : n_planes*SHERRY_TILE_BYTES;
         n_blocks   = (weights->ne[0] + QK_SHERRY - 1)/QK_SHERRY;
         row_bytes  = in_tiles ? n_blocks*tile_bytes/SHERRY_TILE_ROWS : weights->nb[1];
         n_tiles    = weights->ne[1]/SHERRY_TILE_ROWS;
@@ -253,8 +255,11 @@ struct worker {
             const int64_t left = p.weights->ne[0]/QK_SHERRY_G32 - block*SHERRY_G32_SCALES;
             ggml_sherry_pack_g32(p.kernel, (const block_sherry_g32 *) rows + block*SHERRY_G32_SCALES, row_blocks,
                                  (int) std::min<int64_t>(SHERRY_G32_SCALES, left), tile);
-        } else if (p.weights->type == GGML_TYPE_SHERRY) {
-            p.kernel->pack((const block_sherry *) rows + block, row_blocks, tile);
+        } else if (p.weights->type != GGML_TYPE_STQ1_0) {
+            for (int plane = 0; plane < p.n_planes; ++plane) {
+                p.kernel->pack((const block_sherry *) rows + block*p.n_planes + plane, row_blocks*p.n_planes,
+                               tile + plane*SHERRY_TILE_BYTES);
+            }
         } else if (block%2 == 0) { // two at once
             ggml_sherry_pack_stq1_0(p.kernel, (const block_stq1_0 *) rows + block/2, row_blocks, tile);
         }
@@ -309,7 +314,7 @@ struct worker {
                         dst[i] = tokens[t + i].dst + tile*SHERRY_TILE_ROWS;
                     }
                     (p.g32 ? p.kernel->mul_g32 : p.kernel->mul)(
-                        n_tiles, tile_stride, tiles, (int) n_blocks, n, (const void * const *) (tables + t), d + t, dst,
+                        n_tiles, tile_stride, tiles, (int) n_blocks*p.n_planes, p.n_planes, n, (const void * const *) (tables + t), d + t, dst,
                         block == 0, t == 0 && p.in_tiles);
                 }
             }
@@ -320,6 +325,7 @@ struct worker {
     void multiply_rest(const panel & panel) const {
         const ggml_vec_dot_t vec_dot =
             p.g32 ? ggml_vec_dot_sherry_g32_q8_sherry_g32 :
+            p.n_planes > 1 ? ggml_vec_dot_sherry_2p_q8_sherry :
             p.weights->type == GGML_TYPE_STQ1_0 && !p.in_tiles ? ggml_vec_dot_stq1_0_q8_stq1_0 : ggml_vec_dot_sherry_q8_sherry;
         for (int64_t row = p.n_tiles*SHERRY_TILE_ROWS; row < p.weights->ne[1]; ++row) {
             const char * weights = panel.weights + row*p.row_bytes;

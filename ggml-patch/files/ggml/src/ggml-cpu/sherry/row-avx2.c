@@ -8,7 +8,7 @@
 
 // vec_dot of one row, SHERRY x Q8_SHERRY, AVX2: one block of 128 weights at a time. STQ1_0 x Q8_STQ1_0: half a block.
 //
-//     s = sum over blocks of x.d*y.d*(sum over weights of q*y.qs - y.sum),    q = weight + 1 = 0, 1, 2
+//     s = fma(sum of the block, x.d*y.d, s), block by block;  sum of q*y.qs - y.sum,  q = weight + 1 = 0, 1, 2
 //
 // Byte g of a 256-bit register belongs to group g: groups 0..15 are the low nibbles of qs in the low lane, 16..31 the
 // high nibbles in the high lane. Plane p of the weights (the p-th weight of all groups) is one pshufb of an index of
@@ -19,8 +19,9 @@
 // sums are 32 bits from the start.
 // 16 registers: 9 constants, 4 planes, 3 in flight.
 //
-// 27 vector operations a block, 22 with VNNI, where TQ2_0 has about 20 for as many weights: unpacking five bits costs
-// more than unpacking two. One Ice Lake core with VNNI, Gweights/s: in cache 43 (TQ2_0 65), from memory 40 (TQ2_0 34).
+// 27 vector operations a block, 22 with VNNI, to the sums in eight lanes, and 11 to add those up and to scale: all
+// kernels add up block by block. TQ2_0 has about 20 for as many weights: unpacking five bits costs more than unpacking
+// two. So products pack rows into tiles, and this is for the rows that fill none.
 
 // Products of four bytes summed into 32 bits, where a compiler may use VNNI: four instructions for nine.
 #if defined(SHERRY_ISA_AVX512VNNI_VL)

@@ -92,10 +92,39 @@ static void quantize_for_g32(const float * GGML_RESTRICT x, void * GGML_RESTRICT
 ROW_OPS(sherry, 1)
 ROW_OPS(stq1_0, 2)
 
+static void isums_two(int n, int32_t * sums, const void * vx, const void * vy) {
+    const block_sherry    * x = vx;
+    const block_q8_sherry * y = vy;
+    for (int i = 0; i < n/QK_SHERRY; ++i) {
+        for (int p = 0; p < SHERRY_2P_PLANES; ++p, ++x) {
+            *sums++ = reduce_isum(isum(x->qs, x->signs, sherry_signs(), y + i));
+        }
+    }
+}
+
+static void vec_dot_two(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx,
+                        const void * GGML_RESTRICT vy, size_t by, int nrc) {
+    assert(n % QK_SHERRY_2P == 0);
+    SHERRY_ONE_ROW(bs, bx, by, nrc);
+    const block_sherry    * x = vx;
+    const block_q8_sherry * y = vy;
+    const signs_at at = sherry_signs();
+
+    float sum = 0;
+    for (int i = 0; i < n/QK_SHERRY; ++i, ++y) {
+        PREFETCH(x);
+        UNROLL for (int p = 0; p < SHERRY_2P_PLANES; ++p, ++x) {
+            sum = add_scaled(sum, reduce_isum(isum(x->qs, x->signs, at, y)), x->d, y);
+        }
+    }
+    *s = sum;
+}
+
 #define ROW_KERNEL(isa)                                                               \
     const struct ggml_sherry_row_kernel ggml_sherry_row_##isa = {                     \
         .name   = #isa,                                                               \
         .sherry = { quantize_for_sherry, isums_sherry, vec_dot_sherry },              \
         .stq1_0 = { quantize_for_stq1_0, isums_stq1_0, vec_dot_stq1_0 },              \
         .g32    = { quantize_for_g32, ggml_sherry_isums_g32, ggml_sherry_vec_dot_g32 }, \
+        .two    = { quantize_for_sherry, isums_two, vec_dot_two },                    \
     };

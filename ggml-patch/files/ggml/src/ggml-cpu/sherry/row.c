@@ -46,12 +46,17 @@ static void isums_sherry(int n, int32_t * sums, const void * vx, const void * vy
     }
 }
 
-static float dot_sherry(float sum, int n, const block_sherry * x, const block_q8_sherry * y) {
-    for (int i = 0; i < n/QK_SHERRY; ++i) {
+// n_planes blocks of x, one after the other, meet the same block of y
+static float dot_planes(float sum, int n, int n_planes, const block_sherry * x, const block_q8_sherry * y) {
+    for (int i = 0; i < n_planes*n/QK_SHERRY; ++i) {
         const float d = GGML_FP16_TO_FP32((uint16_t) (x[i].d[0] | x[i].d[1] << 8));
-        sum = fmaf((float) block_isum(x + i, y + i), d*y[i].d, sum);
+        sum = fmaf((float) block_isum(x + i, y + i/n_planes), d*y[i/n_planes].d, sum);
     }
     return sum;
+}
+
+static float dot_sherry(float sum, int n, const block_sherry * x, const block_q8_sherry * y) {
+    return dot_planes(sum, n, 1, x, y);
 }
 
 static void vec_dot_sherry(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) {
@@ -88,6 +93,24 @@ static void vec_dot_stq1_0(int n, float * GGML_RESTRICT s, size_t bs, const void
         sum = dot_sherry(sum, QK_STQ1_0, halves, y + 2*i);
     }
     *s = sum;
+}
+
+// SHERRY_2P
+
+static void isums_two(int n, int32_t * sums, const void * vx, const void * vy) {
+    const block_sherry    * x = vx;
+    const block_q8_sherry * y = vy;
+
+    for (int i = 0; i < SHERRY_2P_PLANES*n/QK_SHERRY; ++i) {
+        sums[i] = block_isum(x + i, y + i/SHERRY_2P_PLANES);
+    }
+}
+
+static void vec_dot_two(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) {
+    assert(n % QK_SHERRY_2P == 0);
+    SHERRY_ONE_ROW(bs, bx, by, nrc);
+
+    *s = dot_planes(0, n, SHERRY_2P_PLANES, vx, vy);
 }
 
 // SHERRY_G32
@@ -127,6 +150,7 @@ const struct ggml_sherry_row_kernel ggml_sherry_row_generic = {
     .sherry = { quantize_for_sherry, isums_sherry, vec_dot_sherry },
     .stq1_0 = { quantize_for_stq1_0, isums_stq1_0, vec_dot_stq1_0 },
     .g32    = { quantize_for_g32, ggml_sherry_isums_g32, ggml_sherry_vec_dot_g32 },
+    .two    = { quantize_for_sherry, isums_two, vec_dot_two },
 };
 
 //
@@ -194,4 +218,12 @@ void quantize_row_q8_sherry_g32(const float * GGML_RESTRICT x, void * GGML_RESTR
 
 void ggml_vec_dot_sherry_g32_q8_sherry_g32(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) {
     kernels[0]->g32.vec_dot(n, s, bs, vx, bx, vy, by, nrc);
+}
+
+void quantize_row_sherry_2p(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k) {
+    quantize_row_sherry_2p_ref(x, y, k);
+}
+
+void ggml_vec_dot_sherry_2p_q8_sherry(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc) {
+    kernels[0]->two.vec_dot(n, s, bs, vx, bx, vy, by, nrc);
 }

@@ -5,6 +5,7 @@
 // the others stay callable beside it: tests hold them to the generic one.
 
 #include "ggml-cpu.h"
+#include "ggml-sherry-2p.h"
 #include "ggml-sherry-g32.h"
 #include "ggml-stq1.h"
 
@@ -33,6 +34,7 @@ struct ggml_sherry_row_kernel {
     struct ggml_sherry_row_ops sherry; // SHERRY with Q8_SHERRY
     struct ggml_sherry_row_ops stq1_0; // STQ1_0 with Q8_STQ1_0
     struct ggml_sherry_row_ops g32;    // SHERRY_G32 with Q8_SHERRY_G32
+    struct ggml_sherry_row_ops two;    // SHERRY_2P with Q8_SHERRY: isums has two sums for 128 weights, vec_dot adds one after the other
 };
 
 // the one for the instructions that this library is compiled for
@@ -65,6 +67,9 @@ void ggml_vec_dot_stq1_0_q8_stq1_0(int n, float * GGML_RESTRICT s, size_t bs, co
 void quantize_row_sherry_g32   (const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
 void quantize_row_q8_sherry_g32(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
 void ggml_vec_dot_sherry_g32_q8_sherry_g32(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
+
+void quantize_row_sherry_2p(const float * GGML_RESTRICT x, void * GGML_RESTRICT y, int64_t k);
+void ggml_vec_dot_sherry_2p_q8_sherry(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx, const void * GGML_RESTRICT vy, size_t by, int nrc);
 
 // of SHERRY_G32, whose rows are multiplied in tiles all but a few: no set of instructions has its own
 void ggml_sherry_isums_g32  (int n, int32_t * sums, const void * x, const void * y);

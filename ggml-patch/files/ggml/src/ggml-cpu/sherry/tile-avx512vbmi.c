@@ -1,8 +1,6 @@
-#include "tile-x86.h"
+#include "tile-avx512.h"
 
 #if defined(SHERRY_ISA_AVX512VBMI)
-
-#include <string.h>
 
 // Tiles of pairs with AVX-512 VBMI: a register holds one code of two groups of 32 rows, vpermb looks up both. It reads
 // the low six bits of each byte of its index: five of a code, and one that says which group's half of the table it is.
@@ -25,11 +23,6 @@
 #define BASE  31
 #define WORDS 5 // of half a block
 #define PAIRS 8
-
-// Lane of a row in the words of a tile: unpacking the words of a register then leaves its rows in order.
-static inline int lane(int row) {
-    return 8*(row%16/4) + row/16*4 + row%4;
-}
 
 // One byte of the words, such that the indices have these codes. Shifts bring zeros in.
 static void solve(const uint8_t c[PAIRS], uint8_t x[WORDS]) {
@@ -80,9 +73,7 @@ static void pack_pairs(const block_sherry * rows, size_t row_blocks, void * tile
     for (int r = 0; r < SHERRY_TILE_ROWS; ++r) {
         const block_sherry * x = rows + (size_t) r*row_blocks;
         uint8_t codes[SHERRY_GROUPS];
-        for (int g = 0; g < SHERRY_GROUPS; ++g) {
-            codes[g] = (uint8_t) ((g < 16 ? x->qs[g] & 0xF : x->qs[g - 16] >> 4) | (x->signs[g/8] >> g%8 & 1) << 4);
-        }
+        get_codes(x, codes);
         uint16_t words[2*WORDS];
         pack_half(codes, words);
         pack_half(codes + 2*PAIRS, words + WORDS);
@@ -104,54 +95,27 @@ static void unpack_pairs(const void * tile, block_sherry * rows, size_t row_bloc
         unpack_half(words + WORDS, codes + 2*PAIRS);
 
         block_sherry * x = rows + (size_t) r*row_blocks;
-        memset(x->signs, 0, sizeof(x->signs));
-        for (int g = 0; g < SHERRY_GROUPS; ++g) {
-            x->signs[g/8] |= (uint8_t) ((codes[g] >> 4) << g%8);
-        }
-        for (int j = 0; j < SHERRY_GROUPS/2; ++j) {
-            x->qs[j] = (uint8_t) ((codes[j] & 0xF) | (codes[j + 16] & 0xF) << 4);
-        }
+        set_codes(x, codes);
         memcpy(x->d, (const uint8_t *) tile + SHERRY_TILE_SCALES + 2*r, 2);
     }
 }
 
-// sums of four neighbours, unsigned x times w, in 32 bits
-#if defined(SHERRY_ISA_AVX512VNNI)
-#define DOT4(sum, x, w) _mm512_dpbusd_epi32(sum, x, w)
-#else
-#define DOT4(sum, x, w) \
-    _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(x, w), _mm512_set1_epi16(1)))
-#endif
-
-// Sums of parts begin with the first pair's: h, 128 more, is then unsigned, and the sum of a block positive. A word of it
-// below a word 0x4B00 is the float 2^23 + sum. Of SHERRY_G32 parts of four pairs are put together, one scale's, of SHERRY
-// those of eight, twice.
+// Sums of parts begin with the first pair's: h, 128 more, is then unsigned, and the sum of a block positive. Of SHERRY_G32
+// parts of four pairs are put together, one scale's, of SHERRY those of eight, twice.
 #define H_BIAS 0x80
 #define BIAS(n_scales) (2*((n_scales) == 1 ? 2 : 1)*BASE*H_BIAS) // of two groups, put together once or twice
 
 // pair p: 64 bytes l, of the one group and of the other in the order of the codes, 64 bytes h; n_pairs are put together
 INLINE void make_tables(const block_q8_sherry * x, const int n_pairs, void * tables) {
-    // packing interleaves the 128-bit lanes of two registers: one has the codes 0..3, 8..11, .., the other those between
-    const __m512i sign0 = _mm512_loadu_si512(ggml_sherry_patterns);
-    const __m512i sign1 = _mm512_sub_epi8(_mm512_setzero_si512(), sign0);
-    const __m512i wa = _mm512_shuffle_i32x4(sign0, sign1, 0x88);
-    const __m512i wb = _mm512_shuffle_i32x4(sign0, sign1, 0xDD);
     const __m512i groups_apart = _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0); // the same once more, of 64-bit lanes
 
-    // activations are multiplied as x + 128, which is unsigned; sums begin with what that is too much
-    const __m512i offset = _mm512_set1_epi8((char) 0x80);
-    const __m512i too_much_a = DOT4(_mm512_setzero_si512(), offset, wa);
-    const __m512i too_much_b = DOT4(_mm512_setzero_si512(), offset, wb);
-    const __m512i sa = _mm512_sub_epi32(_mm512_setzero_si512(), too_much_a);
-    const __m512i sb = _mm512_sub_epi32(_mm512_setzero_si512(), too_much_b);
-
+    const pattern_sums sums = sums_of_patterns();
     int32_t groups[SHERRY_GROUPS];
     groups_of_planes(x, groups);
     for (int p = 0; p < 2*PAIRS; ++p) {
         __m512i l[2], h[2];
         for (int i = 0; i < 2; ++i) {
-            const __m512i xg = _mm512_xor_si512(_mm512_set1_epi32(groups[2*p + i]), offset);
-            const __m512i t  = _mm512_packs_epi32(DOT4(sa, xg, wa), DOT4(sb, xg, wb));
+            const __m512i t = sums_of_group(sums, groups[2*p + i]);
             // round(t*1057/2^15), 1057/2^15 being a little more than 1/31: |t - 31*h| <= 15 for all |t| <= 381
             h[i] = _mm512_mulhrs_epi16(t, _mm512_set1_epi16(1057));
             l[i] = _mm512_sub_epi16(t, _mm512_mullo_epi16(h[i], _mm512_set1_epi16(BASE)));
@@ -172,22 +136,6 @@ static void tables_g32_avx512vbmi(const block_q8_sherry * x, void * tables) {
     make_tables(x, PAIRS/2, tables);
 }
 
-// the 32 rows of one tile to dst
-INLINE void add_rows(__m512i sums, const int bias, __m512 d, const __m512 scales[2], float * dst, bool first) {
-    const __m512i exponent = _mm512_set1_epi16(0x4B00);
-    const __m512  zero     = _mm512_set1_ps(0x1p23f + (float) bias);
-    const __m512i halves[2] = { _mm512_unpacklo_epi16(sums, exponent), _mm512_unpackhi_epi16(sums, exponent) };
-    for (int i = 0; i < 2; ++i) {
-        const __m512 sum = _mm512_sub_ps(_mm512_castsi512_ps(halves[i]), zero);
-        const __m512 scale = _mm512_mul_ps(scales[i], d);
-        const __m512 old = first ? _mm512_setzero_ps() : _mm512_loadu_ps(dst + 16*i);
-        _mm512_storeu_ps(dst + 16*i, _mm512_fmadd_ps(sum, scale, old));
-    }
-}
-
-// a loop over tiles or tokens
-#define EACH(i, n) UNROLL for (int i = 0; i < (n); ++i)
-
 // pair i of half k; of n_pairs the first is what the sums begin with
 #define LOOK_UP(i)                                                                                             \
     EACH(t, n_tokens) {                                                                                        \
@@ -198,8 +146,8 @@ INLINE void add_rows(__m512i sums, const int bias, __m512 d, const __m512 scales
         EACH(n, n_tiles) {                                                                                     \
             const __m512i l_n = _mm512_permutexvar_epi8(index[n], table_l);                                    \
             const __m512i h_n = _mm512_permutexvar_epi8(index[n], table_h);                                    \
-            l[n][t] = (i)%n_pairs == 0 ? l_n : _mm512_add_epi8(l[n][t], l_n);                                          \
-            h[n][t] = (i)%n_pairs == 0 ? h_n : _mm512_add_epi8(h[n][t], h_n);                                          \
+            l[n][t] = (i)%n_pairs == 0 ? l_n : _mm512_add_epi8(l[n][t], l_n);                                  \
+            h[n][t] = (i)%n_pairs == 0 ? h_n : _mm512_add_epi8(h[n][t], h_n);                                  \
             KEEP(l[n][t]);                                                                                     \
             KEEP(h[n][t]);                                                                                     \
         }                                                                                                      \
@@ -221,14 +169,6 @@ INLINE void add_rows(__m512i sums, const int bias, __m512 d, const __m512 scales
 #define WORD(j)     x[n][j]
 #define SHIFT(j, b) _mm512_srli_epi16(x[n][j], b)
 
-// Weights come from memory, and are asked for as in tile-avx512.c: line by line, some blocks ahead, at the end of a row of
-// tiles those of the next ones. As an integer, because a pointer must not leave its array.
-#define AHEAD 4
-#define PREFETCH(p)                                                                                            \
-    if (prefetch) {                                                                                            \
-        _mm_prefetch((const char *) ((uintptr_t) (p) + ahead), _MM_HINT_T0);                                   \
-    }
-
 #define LOAD(j)                                                                                                \
     EACH(n, n_tiles) {                                                                                         \
         x[n][j] = _mm512_loadu_si512(words[n] + WORDS*k + (j));                                                \
@@ -249,11 +189,10 @@ INLINE void add_rows(__m512i sums, const int bias, __m512 d, const __m512 scales
 // the sums, times the scales of row group s, to dst
 #define FLUSH(s)                                                                                               \
     EACH(n, n_tiles) {                                                                                         \
-        const __m256i * scales = (const __m256i *) (words[n] + 2*WORDS) + 2*(s);                               \
-        PREFETCH(scales)                                                                                       \
-        const __m512 of_rows[2] = {                                                                            \
-            _mm512_cvtph_ps(_mm256_loadu_si256(scales)), _mm512_cvtph_ps(_mm256_loadu_si256(scales + 1))       \
-        };                                                                                                     \
+        const __m256i * scales = (const __m256i *) (words[n] + 2*WORDS);                                       \
+        PREFETCH(scales + 2*(s))                                                                               \
+        __m512 of_rows[2];                                                                                     \
+        load_scales(scales, s, of_rows);                                                                       \
         EACH(t, n_tokens) {                                                                                    \
             add_rows(sums[n][t], BIAS(n_scales), _mm512_set1_ps(d[t][s]), of_rows,                             \
                      dst[t] + row + SHERRY_TILE_ROWS*n, first && (s) == 0);                                    \
@@ -314,18 +253,19 @@ INLINE void mul_block(
 
 // n_scales and n_tokens are constants where this is inlined
 INLINE void mul_tiles(
-        const int n_scales, int n_tiles, size_t tile_stride, const uint8_t * tiles, int n_blocks, const int n_tokens,
+        const int n_scales, int n_tiles, size_t tile_stride, const uint8_t * tiles, int n_blocks, int n_planes, const int n_tokens,
         const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
     const size_t tile_bytes = SHERRY_TILE_SCALES + n_scales*2*SHERRY_TILE_ROWS;
     const size_t in_row     = AHEAD*tile_bytes;
     const size_t next_row   = n_tiles*tile_stride + in_row - n_blocks*tile_bytes; // of the tiles after these
 
     for (int b = 0; b < n_blocks; ++b) {
+        const int met = ggml_sherry_met_block(b, n_planes);
         const __m512i * of_block[SHERRY_MAX_TOKENS];
         const float   * d_b[SHERRY_MAX_TOKENS];
         EACH(t, n_tokens) {
-            of_block[t] = (const __m512i *) tables[t] + 4*PAIRS*b;
-            d_b[t]      = d[t] + n_scales*b;
+            of_block[t] = (const __m512i *) tables[t] + 4*PAIRS*met;
+            d_b[t]      = d[t] + n_scales*met;
         }
         const size_t ahead = b + AHEAD < n_blocks ? in_row : next_row;
         const uint8_t * of_tiles = tiles + b*tile_bytes;
@@ -344,10 +284,10 @@ INLINE void mul_tiles(
 
 #define MUL(n_scales, n_tokens) \
     case n_tokens: \
-        mul_tiles(n_scales, n_tiles, tile_stride, tiles, n_blocks, n_tokens, tables, d, dst, first, prefetch); \
+        mul_tiles(n_scales, n_tiles, tile_stride, tiles, n_blocks, n_planes, n_tokens, tables, d, dst, first, prefetch); \
         break;
 
-static void mul_avx512vbmi(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+static void mul_avx512vbmi(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_tokens,
                            const void * const * tables, const float * const * d, float * const * dst, bool first,
                            bool prefetch) {
     switch (n_tokens) {
@@ -355,7 +295,7 @@ static void mul_avx512vbmi(int n_tiles, size_t tile_stride, const void * tiles, 
     }
 }
 
-static void mul_g32_avx512vbmi(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+static void mul_g32_avx512vbmi(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_tokens,
                                const void * const * tables, const float * const * d, float * const * dst, bool first,
                                bool prefetch) {
     switch (n_tokens) {

@@ -209,7 +209,7 @@ INLINE void mul_rows(
 
 // all blocks of a tile; n_scales and n_tokens are constants where this is inlined
 INLINE void mul_tile(
-        const uint8_t * tile, int n_blocks, const int n_scales, const int n_tokens, const void * const * tables,
+        const uint8_t * tile, int n_blocks, int n_planes, const int n_scales, const int n_tokens, const void * const * tables,
         const float * const * d, float * const * dst, size_t row, bool first, bool prefetch) {
     const size_t tile_bytes = SHERRY_TILE_SCALES + n_scales*2*SHERRY_TILE_ROWS;
     float * rows[TOKENS];
@@ -220,11 +220,12 @@ INLINE void mul_tile(
         }
     }
     for (int b = 0; b < n_blocks; ++b, tile += tile_bytes) {
+        const int met = ggml_sherry_met_block(b, n_planes);
         const int8_t * block_tables[TOKENS];
         const float  * block_d[TOKENS];
         for (int t = 0; t < n_tokens; ++t) {
-            block_tables[t] = (const int8_t *) tables[t] + (size_t) b*TABLE_BYTES;
-            block_d[t]      = d[t] + n_scales*b;
+            block_tables[t] = (const int8_t *) tables[t] + (size_t) met*TABLE_BYTES;
+            block_d[t]      = d[t] + n_scales*met;
         }
         // as an integer, because a pointer must not leave its array
         for (size_t i = 0; prefetch && i < tile_bytes; i += 64) {
@@ -242,30 +243,30 @@ INLINE void mul_tile(
 // One tile after the other, all its blocks: weights are read in the order they lie in. n_scales is a constant where this is
 // inlined.
 INLINE void mul_tiles(
-        int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, const int n_scales, int n_tokens,
+        int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, const int n_scales, int n_tokens,
         const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
     for (int i = 0; i < n_tiles; ++i) {
         const uint8_t * tile = (const uint8_t *) tiles + (size_t) i*tile_stride;
         const size_t    row  = (size_t) i*SHERRY_TILE_ROWS;
         switch (n_tokens) {
-            case 1: mul_tile(tile, n_blocks, n_scales, 1, tables, d, dst, row, first, prefetch); break;
-            case 2: mul_tile(tile, n_blocks, n_scales, 2, tables, d, dst, row, first, prefetch); break;
-            case 3: mul_tile(tile, n_blocks, n_scales, 3, tables, d, dst, row, first, prefetch); break;
-            case 4: mul_tile(tile, n_blocks, n_scales, 4, tables, d, dst, row, first, prefetch); break;
+            case 1: mul_tile(tile, n_blocks, n_planes, n_scales, 1, tables, d, dst, row, first, prefetch); break;
+            case 2: mul_tile(tile, n_blocks, n_planes, n_scales, 2, tables, d, dst, row, first, prefetch); break;
+            case 3: mul_tile(tile, n_blocks, n_planes, n_scales, 3, tables, d, dst, row, first, prefetch); break;
+            case 4: mul_tile(tile, n_blocks, n_planes, n_scales, 4, tables, d, dst, row, first, prefetch); break;
         }
     }
 }
 
-static void mul_neon(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+static void mul_neon(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_tokens,
                      const void * const * tables, const float * const * d, float * const * dst, bool first,
                      bool prefetch) {
-    mul_tiles(n_tiles, tile_stride, tiles, n_blocks, 1, n_tokens, tables, d, dst, first, prefetch);
+    mul_tiles(n_tiles, tile_stride, tiles, n_blocks, n_planes, 1, n_tokens, tables, d, dst, first, prefetch);
 }
 
-static void mul_g32_neon(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+static void mul_g32_neon(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_tokens,
                          const void * const * tables, const float * const * d, float * const * dst, bool first,
                          bool prefetch) {
-    mul_tiles(n_tiles, tile_stride, tiles, n_blocks, SHERRY_G32_SCALES, n_tokens, tables, d, dst, first, prefetch);
+    mul_tiles(n_tiles, tile_stride, tiles, n_blocks, n_planes, SHERRY_G32_SCALES, n_tokens, tables, d, dst, first, prefetch);
 }
 
 const struct ggml_sherry_tile_kernel ggml_sherry_tile_neon = {

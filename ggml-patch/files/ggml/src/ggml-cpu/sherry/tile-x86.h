@@ -1,6 +1,6 @@
 #pragma once
 
-// What tile-avx2.c, tile-avx512.c and tile-avx512vbmi.c share.
+// What tile-avx2.c, tile-avx512.c and tile-avx512vbmi.c share; tile-avx512.h is of the latter two.
 
 #include "isa.h"
 #include "tile.h"

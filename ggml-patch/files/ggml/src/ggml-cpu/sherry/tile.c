@@ -124,23 +124,24 @@ static void isums_generic(const uint8_t * tile, int first, int n_groups, const i
 }
 
 // a row in a tile has n_scales scales
-static void mul_rows(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_scales, int n_tokens,
+static void mul_rows(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_scales, int n_tokens,
                      const void * const * tables, const float * const * d, float * const * dst, bool first) {
     const size_t tile_bytes = SHERRY_TILE_SCALES + n_scales*2*SHERRY_TILE_ROWS;
     const int    n_groups   = SHERRY_GROUPS/n_scales;
     for (int i = 0; i < n_tiles; ++i) {
         for (int b = 0; b < n_blocks; ++b) {
+            const int met = ggml_sherry_met_block(b, n_planes);
             const uint8_t * tile = (const uint8_t *) tiles + (size_t) i*tile_stride + b*tile_bytes;
             for (int t = 0; t < n_tokens; ++t) {
                 for (int k = 0; k < n_scales; ++k) {
                     int32_t sums[SHERRY_TILE_ROWS];
-                    isums_generic(tile, n_groups*k, n_groups, (const int16_t (*)[16]) tables[t] + b*SHERRY_GROUPS, sums);
+                    isums_generic(tile, n_groups*k, n_groups, (const int16_t (*)[16]) tables[t] + met*SHERRY_GROUPS, sums);
 
                     float * out = dst[t] + SHERRY_TILE_ROWS*i;
                     for (int r = 0; r < SHERRY_TILE_ROWS; ++r) {
                         uint16_t bits;
                         memcpy(&bits, tile + SHERRY_TILE_SCALES + 2*(SHERRY_TILE_ROWS*k + r), sizeof(bits));
-                        const float scale = GGML_FP16_TO_FP32(bits)*d[t][n_scales*b + k];
+                        const float scale = GGML_FP16_TO_FP32(bits)*d[t][n_scales*met + k];
                         out[r] = fmaf((float) sums[r], scale, first && b == 0 && k == 0 ? 0 : out[r]);
                     }
                 }
@@ -149,18 +150,18 @@ static void mul_rows(int n_tiles, size_t tile_stride, const void * tiles, int n_
     }
 }
 
-static void mul_generic(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+static void mul_generic(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_tokens,
                         const void * const * tables, const float * const * d, float * const * dst, bool first,
                         bool prefetch) {
     GGML_UNUSED(prefetch);
-    mul_rows(n_tiles, tile_stride, tiles, n_blocks, 1, n_tokens, tables, d, dst, first);
+    mul_rows(n_tiles, tile_stride, tiles, n_blocks, n_planes, 1, n_tokens, tables, d, dst, first);
 }
 
-static void mul_g32_generic(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+static void mul_g32_generic(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_tokens,
                             const void * const * tables, const float * const * d, float * const * dst, bool first,
                             bool prefetch) {
     GGML_UNUSED(prefetch);
-    mul_rows(n_tiles, tile_stride, tiles, n_blocks, SHERRY_G32_SCALES, n_tokens, tables, d, dst, first);
+    mul_rows(n_tiles, tile_stride, tiles, n_blocks, n_planes, SHERRY_G32_SCALES, n_tokens, tables, d, dst, first);
 }
 
 const struct ggml_sherry_tile_kernel ggml_sherry_tile_generic = {

@@ -8,11 +8,12 @@
 // one byte or word shuffle for 32 rows x 4 weights. All sums are exact integers.
 //
 // STQ1_0's blocks are packed as two of SHERRY, those of SHERRY_G32 four at a time: the codes of a tile are SHERRY's, and
-// four scales of each row follow them.
+// four scales of each row follow them. A row of SHERRY_2P is one of SHERRY of twice as many blocks, and so are its tiles.
 //
 // docs/kernels.md has the drawings, the operation counts and what was tried beside this.
 
 #include "ggml-backend.h"
+#include "ggml-sherry-2p.h"
 #include "ggml-sherry-g32.h"
 #include "ggml-stq1.h"
 
@@ -29,12 +30,18 @@ extern "C" {
 
 #define SHERRY_MAX_TOKENS 4 // of one call of mul
 
-// n_tiles tiles, tile_stride bytes apart, times n_tokens columns of activations, n_blocks blocks of both:
-// dst[t][32*i + r] = fma(sum of weights*qs, (scale of row r of tile i)*d[t][b], dst[t][32*i + r]), one block b after the
-// other; of SHERRY_G32 one scale after the other, d[t][4*b + k]. Blocks lie one after the other, of a tile as of tables[t].
+// the block of activations that block b of a tile meets, without a division
+static inline int ggml_sherry_met_block(int b, int n_planes) {
+    return n_planes == 1 ? b : b/SHERRY_2P_PLANES;
+}
+
+// n_tiles tiles, tile_stride bytes apart, times n_tokens columns of activations, n_blocks blocks of a tile. Of SHERRY_2P
+// n_planes, two, of these meet the same block of activations, the first plane and then the second; else it is one:
+// dst[t][32*i + r] = fma(sum of weights*qs, (scale of row r of tile i)*d[t][b/n_planes], dst[t][32*i + r]), one block b
+// after the other; of SHERRY_G32 one scale after the other, d[t][4*b + k]. Blocks lie one after the other, of a tile as of tables[t].
 // With first, the first block of a row finds 0 in dst, whatever is there. With prefetch, weights come from memory, and the
 // blocks that follow and the same blocks of the next tiles are wanted soon.
-typedef void (*ggml_sherry_mul_t)(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_tokens,
+typedef void (*ggml_sherry_mul_t)(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_tokens,
                                   const void * const * tables, const float * const * d, float * const * dst, bool first,
                                   bool prefetch);
 
