@@ -206,7 +206,7 @@ def test_a_later_format_is_refused(runtime: llama_cpp.Build, sherry_gguf_file: P
     assert f"{VERSION_KEY} is {LATEST + 1}, this program reads up to {LATEST}" in done.stderr
 
 
-@pytest.mark.parametrize("type_id", [44, 100, 511, 513, 514, 515, 516, 519, 521, -1])
+@pytest.mark.parametrize("type_id", [44, 100, 511, 513, 514, 515, 516, 519, 522, -1])
 def test_a_type_that_is_not_known_is_refused_in_words(
     runtime: llama_cpp.Build, sherry_gguf_file: Path, tmp_path: Path, type_id: int
 ) -> None:
