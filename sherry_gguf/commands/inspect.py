@@ -9,17 +9,27 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sherry_gguf.commands.help_page import groups
 from sherry_gguf.commands.inspection_tables import print_inspection
 from sherry_gguf.errors import Way
 from sherry_gguf.files.inspect import as_json, inspect
 
 WAYS: dict[Way, str] = {}  # what it refuses is no GGUF file: there is no way out
 
+USAGE = "FILE [FLAG ...]"
+
+EXAMPLES = (
+    "sherry-gguf inspect model-SHERRY.gguf",
+    "sherry-gguf inspect model-SHERRY.gguf --json",
+    "sherry-gguf inspect model-00001-of-00003.gguf",
+)
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("file", type=Path, help="a GGUF file; of a split model, one of its files")
-    parser.add_argument("--json", action="store_true", help="for programs: one object, with every tensor")
+    flags = groups(parser)
+    flags.basic.add_argument("file", metavar="FILE", type=Path, help="a GGUF file; of a split model, one of its files")
+    flags.output.add_argument("--json", action="store_true", help="for programs: one object, with every tensor")
 
 
 def execute(args: argparse.Namespace) -> int:

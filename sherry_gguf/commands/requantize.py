@@ -7,20 +7,41 @@ import sys
 from pathlib import Path
 
 from sherry_gguf.commands import ways_out
+from sherry_gguf.commands.help_page import groups
 from sherry_gguf.errors import Way
 from sherry_gguf.files.requantize import requantize
 from sherry_gguf.formats.table import named, tensor_types
 
 WAYS = {**ways_out.OUTFILE, **ways_out.GGUF, Way.ALL_FIT: "all fit --outtype {0}"}
 
+USAGE = "FILE --outtype TYPE [FLAG ...]"
+
+EXAMPLES = (
+    "sherry-gguf requantize model-SHERRY.gguf --outtype q2_0",
+    "sherry-gguf requantize model-SHERRY.gguf --outtype tq2_0 --outfile anywhere.gguf",
+    "sherry-gguf requantize model-TQ2_0.gguf --outtype sherry --force",
+)
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     outtypes = tuple(tensor_type.outtype for tensor_type in tensor_types())
-    parser.add_argument("file", type=Path, help=f"a GGUF file with tensors in {', '.join(outtypes)}")
-    parser.add_argument("--outtype", required=True, type=str.lower, choices=outtypes, help="of all ternary tensors")
-    parser.add_argument("--outfile", type=Path, help="default: beside the file, named after it and the type")
-    parser.add_argument("--force", action="store_true", help="replace an existing outfile")
+    flags = groups(parser)
+    flags.basic.add_argument(
+        "file", metavar="FILE", type=Path, help=f"a GGUF file with tensors in {', '.join(outtypes)}"
+    )
+    flags.basic.add_argument(
+        "--outtype",
+        metavar="TYPE",
+        required=True,
+        type=str.lower,
+        choices=outtypes,
+        help="of all ternary tensors: %(choices)s",
+    )
+    flags.output.add_argument(
+        "--outfile", metavar="FILE", type=Path, help="default: beside the file, named after it and the type"
+    )
+    flags.output.add_argument("--force", action="store_true", help="replace an existing outfile")
 
 
 def execute(args: argparse.Namespace) -> int:
