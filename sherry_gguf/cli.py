@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import signal
 import sys
@@ -12,21 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from sherry_gguf import __version__, leaving_at_interrupt
+from sherry_gguf.commands import COMMANDS, EXTRAS
+from sherry_gguf.commands.help_page import Page, command_parser, described
 from sherry_gguf.errors import SherryError, says_no_memory
 
-# command -> its summary; its module in commands/ is imported only when it is asked for
-COMMANDS = {
-    "convert": "convert a Sherry checkpoint to GGUF",
-    "build": "fetch, patch and build the pinned llama.cpp",
-    "which": "print the path of a built program or of the patched source",
-    "train": "train a Sherry model, with Arenas (needs the extra `train`)",
-    "inspect": "show what a GGUF file holds, and whether llama.cpp reads it",
-    "retag": "change the type ids of a GGUF's Sherry tensors",
-    "requantize": "store a GGUF's ternary tensors in another type, exactly",
-    "parity": "compare a GGUF in llama.cpp with its checkpoint in PyTorch",
-}
-
-EXTRAS = ("train",)  # commands whose dependencies are an extra of their name
+EXAMPLES = ("sherry-gguf build", "sherry-gguf convert model", "sherry-gguf convert --help")
 
 
 @contextmanager
@@ -55,10 +44,7 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     """
     try:
         with leaving_at_interrupt():
-            module = importlib.import_module(f"sherry_gguf.commands.{name}")
-            new_parser = getattr(module, "new_parser", argparse.ArgumentParser)
-            parser = new_parser(prog=prog or f"sherry-gguf {name}", description=module.__doc__)
-            module.configure(parser)
+            parser, module = command_parser(name, prog)
             args = parser.parse_args(argv)
     except ModuleNotFoundError as error:
         if name not in EXTRAS:
@@ -95,7 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script ``sherry-gguf``."""
     argv = sys.argv[1:] if argv is None else list(argv)
     with leaving_at_interrupt():
-        parser = argparse.ArgumentParser(prog="sherry-gguf", description="Run 1.25-bit Sherry models with llama.cpp.")
+        parser = argparse.ArgumentParser(
+            prog="sherry-gguf",
+            description=described("Run 1.25-bit Sherry models with llama.cpp.", EXAMPLES),
+            formatter_class=Page,
+        )
         parser.add_argument("--version", action="version", version=f"sherry-gguf {__version__}")
         commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
         for name, summary in COMMANDS.items():

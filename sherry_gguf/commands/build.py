@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from sherry_gguf.commands import ways_out
+from sherry_gguf.commands.help_page import groups
 from sherry_gguf.llama_cpp import fetch
 from sherry_gguf.llama_cpp.builds import PROGRAMS, TESTS, build, remember
 from sherry_gguf.llama_cpp.cache import locked
@@ -14,27 +15,36 @@ from sherry_gguf.llama_cpp.upstream import PatchSet
 
 WAYS = ways_out.BUILD
 
+USAGE = "[FLAG ...]"
+
+EXAMPLES = (
+    "sherry-gguf build",
+    "sherry-gguf build --target llama-cli --target llama-server",
+    "sherry-gguf build --source ~/llama.cpp -D GGML_NATIVE=OFF",
+)
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    origin = parser.add_mutually_exclusive_group()
+    flags = groups(parser)
+    origin = flags.basic.add_mutually_exclusive_group()
     origin.add_argument(
         "--source", type=Path, metavar="DIR", help="patch and build a copy of this llama.cpp checkout, not the pin"
     )
     origin.add_argument(
         "--sdist", type=Path, metavar="FILE", help="take the pinned sdist from this file instead of fetching it"
     )
-    parser.add_argument(
+    flags.basic.add_argument(
         "--target",
         action="append",
         metavar="NAME",
         help=f"build only this, may be repeated (default: {' '.join(PROGRAMS)})",
     )
-    parser.add_argument("--tests", action="store_true", help=f"build the native tests too: {' '.join(TESTS)}")
-    parser.add_argument(
+    flags.checks.add_argument("--tests", action="store_true", help=f"build the native tests too: {' '.join(TESTS)}")
+    flags.expert.add_argument(
         "-D", dest="defines", action="append", default=[], metavar="NAME=VALUE", help="a setting for cmake"
     )
-    parser.add_argument("-j", "--jobs", type=_positive, metavar="N", help="compilers at a time (default: ninja's)")
+    flags.basic.add_argument("-j", "--jobs", type=_positive, metavar="N", help="compilers at a time (default: ninja's)")
 
 
 def execute(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from rich.console import Console
 from transformers.utils import logging as transformers_log
 
 from sherry_gguf.commands import ways_out
+from sherry_gguf.commands.help_page import groups
 from sherry_gguf.commands.source_flags import configure_source, source_of
 from sherry_gguf.convert.calibrated import Calibration
 from sherry_gguf.convert.pipeline import convert
@@ -37,9 +38,14 @@ from sherry_gguf.formats.sherry import SHERRY
 from sherry_gguf.formats.table import tensor_types
 from sherry_gguf.weights.channel_order import EXACT
 
-_TYPES = (
-    f"TYPE is one of {', '.join((*NUMPY_TYPES, *LIBRARY_TYPES))}, but for --outtype; "
-    f"the last {len(LIBRARY_TYPES)} need `sherry-gguf build`"
+_TYPES = f"{', '.join((*NUMPY_TYPES, *LIBRARY_TYPES))}; the last {len(LIBRARY_TYPES)} need `sherry-gguf build`"
+
+USAGE = "MODEL [FLAG ...]"
+
+EXAMPLES = (
+    "sherry-gguf convert model",
+    "sherry-gguf convert model --outfile model-SHERRY.gguf --force",
+    "sherry-gguf convert model --granularity per_group --group-size 128 --dry-run",
 )
 
 _MOST_WARNINGS = 1000  # kept until it is known whether the conversion is refused
@@ -68,11 +74,10 @@ WAYS = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Flags are those of llama.cpp's convert_hf_to_gguf.py and llama-quantize where these have them."""
-    configure_source(parser)
-    parser.add_argument("--outfile", type=Path, help="default: in the model's directory, named after the model")
-
-    types = parser.add_argument_group("types of tensors", description=_TYPES)
-    types.add_argument(
+    flags = groups(parser)
+    basic, output, checks, expert = flags.basic, flags.output, flags.checks, flags.expert
+    configure_source(flags)
+    basic.add_argument(
         "--outtype",
         metavar="TYPE",
         help=f"of the Sherry layers, exact or refused: {', '.join(outtypes()[:-1])}, or {AUTO}, which takes for each "
@@ -80,53 +85,60 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"{', '.join(t.outtype for t in tensor_types() if t.is_stock)} need no patched llama.cpp; of dense ternary "
         f"layers {DEFAULT_DENSE_TYPE.outtype})",
     )
-    types.add_argument(
+    expert.add_argument(
         "--regrid",
         choices=(EXACT,),
         help="for stq1_0: reorder the channels of a Llama, Qwen2 or Qwen3 that has a scale per row or matrix, so that "
         "groups of consecutive weights are that type's; no weight changes, and the model computes the same",
     )
-    types.add_argument(
+    basic.add_argument(
         "--calibrate",
         metavar="TEXT",
         type=Path,
         help="for a model that was not trained as Sherry, with --outtype sherry_2p: change its weights to those that "
         "come nearest on this text, some 100 kB of what the model will read and write",
     )
-    types.add_argument(
+    expert.add_argument(
         "--calibrate-tokens",
         metavar="N",
         type=int,
         help=f"how many tokens of the text are used (default {Calibration.tokens})",
     )
-    types.add_argument(
+    expert.add_argument(
         "--memory",
         metavar="GB",
         type=float,
         help=f"for activations, the rest goes to disk (default {Calibration.memory:g})",
     )
-    types.add_argument("--seed", metavar="N", type=int, help="which windows of the text are used (default 0)")
-    types.add_argument("--token-embedding-type", metavar="TYPE", help=f"default {DEFAULT_EMBEDDING_TYPE}")
-    types.add_argument(
+    expert.add_argument("--seed", metavar="N", type=int, help="which windows of the text are used (default 0)")
+    expert.add_argument("--token-embedding-type", metavar="TYPE", help=f"{_TYPES} (default {DEFAULT_EMBEDDING_TYPE})")
+    expert.add_argument(
         "--output-tensor-type",
         metavar="TYPE",
-        help=f"default {DEFAULT_EMBEDDING_TYPE}; tied embeddings are written twice if this differs",
+        help=f"the same (default {DEFAULT_EMBEDDING_TYPE}); tied embeddings are written twice if this differs",
     )
-    types.add_argument(
-        "--tensor-type", metavar="REGEX=TYPE", action="append", default=[], help="by GGUF name; changes the type only"
+    expert.add_argument(
+        "--tensor-type",
+        metavar="REGEX=TYPE",
+        action="append",
+        default=[],
+        help="the same, of tensors by their names in the file; changes the type only",
     )
 
-    out = parser.add_argument_group("output")
-    out.add_argument("--model-name", help="general.name in the file")
-    out.add_argument("--metadata", type=Path, help="JSON file that overrides authorship metadata")
-    out.add_argument("--force", action="store_true", help="replace an existing outfile")
-    out.add_argument(
+    output.add_argument(
+        "--outfile", metavar="FILE", type=Path, help="default: in the model's directory, named after the model"
+    )
+    output.add_argument("--force", action="store_true", help="replace an existing outfile")
+    output.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
+    output.add_argument("--model-name", metavar="NAME", help="general.name in the file")
+    output.add_argument("--metadata", metavar="FILE", type=Path, help="JSON file that overrides authorship metadata")
+
+    checks.add_argument(
         "--no-verify",
         action="store_true",
         help="do not compare the file with the checkpoint, nor let llama.cpp load it",
     )
-    out.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
-    out.add_argument(
+    checks.add_argument(
         "--verbose", action="store_true", help="show what llama.cpp's converter says, and where an error came from"
     )
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from sherry_gguf.commands import ways_out
+from sherry_gguf.commands.help_page import groups
 from sherry_gguf.commands.inspection_tables import print_inspection
 from sherry_gguf.errors import Way
 from sherry_gguf.files.inspect import as_json, inspect
@@ -24,13 +25,25 @@ if TYPE_CHECKING:
 
 WAYS: dict[Way, str] = {}  # what it refuses is no GGUF file: there is no way out
 
+USAGE = "FILE [FLAG ...]"
+
+EXAMPLES = (
+    "sherry-gguf inspect model-SHERRY.gguf",
+    "sherry-gguf inspect model-SHERRY.gguf --json",
+    "sherry-gguf inspect model-00001-of-00003.gguf",
+)
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "file", type=Path, help="a GGUF file, of a split model one of its files; or a checkpoint's folder"
+    flags = groups(parser)
+    flags.basic.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        help="a GGUF file, of a split model one of its files; or a checkpoint's folder",
     )
-    parser.add_argument("--json", action="store_true", help="for programs: one object, with every tensor")
+    flags.output.add_argument("--json", action="store_true", help="for programs: one object, with every tensor")
 
 
 def execute(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sherry_gguf.commands import ways_out
+from sherry_gguf.commands.help_page import groups
 from sherry_gguf.commands.source_flags import configure_source, source_of
 from sherry_gguf.errors import SherryError, Way
 
@@ -26,33 +27,55 @@ MIN_TOP1 = 97.0
 
 WAYS = {**ways_out.SOURCE, **ways_out.BUILD, Way.CONTEXT: "take another --ctx-size"}
 
+USAGE = "MODEL FILE --text FILE [FLAG ...]"
+
+EXAMPLES = (
+    "sherry-gguf parity model model-SHERRY.gguf --text text.txt",
+    "sherry-gguf parity model model-SHERRY.gguf --text text.txt --chunks 4 --no-split",
+    "sherry-gguf parity model model-SHERRY.gguf --text text.txt --json parity.json",
+)
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Flags are those of llama-perplexity and of the converter where these have them."""
-    configure_source(parser)
-    parser.add_argument("gguf", type=Path, help="the file that was made from it")
-    parser.add_argument("--text", type=Path, metavar="FILE", required=True, help="UTF-8; best one not trained on")
-    parser.add_argument(
+    flags = groups(parser)
+    configure_source(flags)
+    flags.basic.add_argument("gguf", metavar="FILE", type=Path, help="the file that was made from it")
+    flags.basic.add_argument("--text", type=Path, metavar="FILE", required=True, help="UTF-8; best one not trained on")
+    flags.checks.add_argument(
         "-c", "--ctx-size", type=_positive, metavar="N", default=512, help="tokens per chunk (%(default)s)"
     )
-    parser.add_argument("--chunks", type=_positive, metavar="N", help="chunks at most (default: the whole text)")
-    parser.add_argument("-t", "--threads", type=_positive, metavar="N", default=os.cpu_count() or 1)
-    parser.add_argument(
+    flags.checks.add_argument("--chunks", type=_positive, metavar="N", help="chunks at most (default: the whole text)")
+    flags.expert.add_argument(
+        "-t", "--threads", type=_positive, metavar="N", default=os.cpu_count() or 1, help="default: all processors"
+    )
+    flags.expert.add_argument(
         "--no-split",
         action="store_true",
         help="do not separate the sources of error, which takes two more files where TMPDIR says, "
         "the larger one of 4 bytes a weight",
     )
-    parser.add_argument(
+    flags.output.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="write the figures as JSON; to stdout instead of the table"
     )
 
-    limits = parser.add_argument_group("limits, the file against PyTorch")
-    limits.add_argument(
-        "--max-ppl-diff", type=float, metavar="PERCENT", default=MAX_PERPLEXITY_CHANGE, help="default %(default)s"
+    flags.checks.add_argument(
+        "--max-ppl-diff",
+        type=float,
+        metavar="PERCENT",
+        default=MAX_PERPLEXITY_CHANGE,
+        help="largest change of the perplexity, the file against PyTorch (%(default)s)",
     )
-    limits.add_argument("--max-kld", type=float, metavar="NATS", default=MAX_KLD, help="mean; default %(default)s")
-    limits.add_argument("--min-top1", type=float, metavar="PERCENT", default=MIN_TOP1, help="default %(default)s")
+    flags.checks.add_argument(
+        "--max-kld", type=float, metavar="NATS", default=MAX_KLD, help="largest mean divergence (%(default)s)"
+    )
+    flags.checks.add_argument(
+        "--min-top1",
+        type=float,
+        metavar="PERCENT",
+        default=MIN_TOP1,
+        help="smallest share of tokens on which both agree (%(default)s)",
+    )
 
 
 def _positive(text: str) -> int:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from sherry_gguf.commands import ways_out
+from sherry_gguf.commands.help_page import groups
 from sherry_gguf.errors import Way
 from sherry_gguf.files.requantize import requantize
 from sherry_gguf.formats.i2_s import LAYOUTS
@@ -19,20 +20,42 @@ WAYS = {
     Way.I2S_LAYOUT: "say which it is (--i2s-layout x86, arm or columns)",
 }
 
+USAGE = "FILE --outtype TYPE [FLAG ...]"
+
+EXAMPLES = (
+    "sherry-gguf requantize model-SHERRY.gguf --outtype q2_0",
+    "sherry-gguf requantize model-SHERRY.gguf --outtype tq2_0 --outfile anywhere.gguf",
+    "sherry-gguf requantize model-TQ2_0.gguf --outtype sherry --force",
+)
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     outtypes = tuple(tensor_type.outtype for tensor_type in tensor_types())
-    parser.add_argument("file", type=Path, help=f"a GGUF file with tensors in {', '.join(outtypes)}, i2_s")
-    parser.add_argument("--outtype", required=True, type=str.lower, choices=outtypes, help="of all ternary tensors")
-    parser.add_argument(
-        "--i2s-layout",
-        choices=LAYOUTS,
-        help="how the bytes of I2_S tensors of bitnet.cpp lie, which no file tells: as its builds for x86 and its "
-        "converter write them, as those for ARM do, or four rows in a byte, as its x86 builds without ACT_PARALLEL do",
+    flags = groups(parser)
+    flags.basic.add_argument(
+        "file", metavar="FILE", type=Path, help=f"a GGUF file with tensors in {', '.join(outtypes)}, i2_s"
     )
-    parser.add_argument("--outfile", type=Path, help="default: beside the file, named after it and the type")
-    parser.add_argument("--force", action="store_true", help="replace an existing outfile")
+    flags.basic.add_argument(
+        "--outtype",
+        metavar="TYPE",
+        required=True,
+        type=str.lower,
+        choices=outtypes,
+        help="of all ternary tensors: %(choices)s",
+    )
+    flags.expert.add_argument(
+        "--i2s-layout",
+        metavar="LAYOUT",
+        choices=LAYOUTS,
+        help="how the bytes of I2_S tensors of bitnet.cpp lie, which no file tells: x86, as its builds for that and "
+        "its converter write them, arm, as those for ARM do, or columns, four rows in a byte, as its x86 builds without "
+        "ACT_PARALLEL do",
+    )
+    flags.output.add_argument(
+        "--outfile", metavar="FILE", type=Path, help="default: beside the file, named after it and the type"
+    )
+    flags.output.add_argument("--force", action="store_true", help="replace an existing outfile")
 
 
 def execute(args: argparse.Namespace) -> int:

@@ -6,25 +6,38 @@ import argparse
 from pathlib import Path
 
 from sherry_gguf.commands import ways_out
+from sherry_gguf.commands.help_page import groups
 from sherry_gguf.files.retag import retag, targets
 
 WAYS = {**ways_out.OUTFILE, **ways_out.GGUF}
 
+USAGE = "FILE --to ID [FLAG ...]"
+
+EXAMPLES = (
+    "sherry-gguf retag model-STQ1_0.gguf --to 43",
+    "sherry-gguf retag model-STQ1_0.gguf --to 42 --outfile old.gguf",
+    "sherry-gguf retag model-SHERRY.gguf --to 512-native --in-place",
+)
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("file", type=Path, help="a GGUF file with STQ1_0 or SHERRY tensors, under whatever id")
-    parser.add_argument(
+    flags = groups(parser)
+    flags.basic.add_argument(
+        "file", metavar="FILE", type=Path, help="a GGUF file with STQ1_0 or SHERRY tensors, under whatever id"
+    )
+    flags.basic.add_argument(
         "--to",
+        metavar="ID",
         required=True,
         choices=tuple(targets()),
         help="42: STQ1_0 as the first files have it; 43: as later ones and this project have it; "
         "512-native: SHERRY, for the patched llama.cpp",
     )
-    out = parser.add_mutually_exclusive_group()
-    out.add_argument("--outfile", type=Path, help="default: beside the file, named after it and the id")
+    out = flags.output.add_mutually_exclusive_group()
+    out.add_argument("--outfile", metavar="FILE", type=Path, help="default: beside the file, named after it and the id")
     out.add_argument("--in-place", action="store_true", help="change the file itself, all at once")
-    parser.add_argument("--force", action="store_true", help="replace an existing outfile")
+    flags.output.add_argument("--force", action="store_true", help="replace an existing outfile")
 
 
 def execute(args: argparse.Namespace) -> int:

@@ -7,51 +7,61 @@ from pathlib import Path
 
 from sherry_gguf.checkpoint import Source
 from sherry_gguf.checkpoint.declared import check_regex
+from sherry_gguf.commands.help_page import Groups
 from sherry_gguf.errors import SherryError
 from sherry_gguf.formats.groups import GRIDS, STRIDE
 from sherry_gguf.weights.granularity import DEFAULT_GROUP_SIZE, SHARINGS, Granularity, parse_granularity
 from sherry_gguf.weights.ternary import DECLARABLE
 
 
-def configure_source(parser: argparse.ArgumentParser) -> None:
+def configure_source(flags: Groups) -> None:
     """Declare the model and the flags that say how it is read."""
-    parser.add_argument("model", type=Path, help="directory of the checkpoint, or a torch state dict (with --config)")
-    source = parser.add_argument_group("how the checkpoint is read (default: config.json, or seen in baked weights)")
-    source.add_argument(
+    basic, expert = flags.basic, flags.expert
+    basic.add_argument(
+        "model", metavar="MODEL", type=Path, help="directory of the checkpoint, or a torch state dict (with --config)"
+    )
+    basic.add_argument(
         "--config", type=Path, metavar="DIR", help="where config.json and the tokenizer are, if elsewhere"
     )
-    source.add_argument("--granularity", choices=SHARINGS, help="which weights share a scale")
-    source.add_argument(
+    basic.add_argument(
+        "--granularity",
+        metavar="SHARING",
+        choices=SHARINGS,
+        help="which weights share a scale, if config.json does not say so: %(choices)s",
+    )
+    basic.add_argument(
         "--group-size",
         type=int,
         metavar="N",
         help=f"weights per scale for per_group (default {DEFAULT_GROUP_SIZE['consecutive']}, "
         f"{DEFAULT_GROUP_SIZE['stride16']} with stride16)",
     )
-    source.add_argument(
+    expert.add_argument(
         "--grid",
+        metavar="GRID",
         choices=GRIDS,
-        help=f"which weights have one zero in every 4, of latent ones: 4 neighbours as Sherry was published, or "
-        f"{STRIDE} apart as in STQ1_0 (default {GRIDS[0]}; that of baked weights is seen)",
+        help=f"which weights have one zero in every 4, of latent ones: {GRIDS[0]} (default), 4 neighbours as Sherry "
+        f"was published, or {GRIDS[1]}, {STRIDE} apart as in STQ1_0; that of baked weights is seen",
     )
-    source.add_argument(
+    expert.add_argument(
         "--method",
+        metavar="METHOD",
         choices=DECLARABLE,
         help="how dense ternary weights, which are not Sherry's, come about: they are such already (ternary), or they "
-        "are latents of the method named",
+        "are latents of the method named: %(choices)s",
     )
-    source.add_argument(
+    expert.add_argument(
         "--sherry-layers",
         metavar="REGEX",
         help="names of the quantized layers in the checkpoint (default: the decoder's linear layers)",
     )
-    source.add_argument(
+    expert.add_argument(
         "--allow-lossy",
         action="store_true",
         help="quantize a model that is not Sherry, which changes its weights: convert says how much, "
         "parity compares with the quantized model",
     )
-    source.add_argument(
+    expert.add_argument(
         "--trust-remote-code",
         action="store_true",
         help="execute Python files of the model where transformers needs them; read them before",

@@ -1,18 +1,21 @@
-"""Train a Sherry model with transformers' Trainer: from a configuration, or on from trained weights.
-
-Beside the flags up to --save-dtype, which are Sherry's own, all of transformers' TrainingArguments count.
+"""Train a Sherry model with transformers' Trainer: from a configuration, or on from trained weights. Every one of
+transformers' TrainingArguments counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import sys
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+import datasets
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from sherry_gguf.commands import ways_out
+from sherry_gguf.commands.help_page import groups
 from sherry_gguf.errors import SherryError, Way
 from sherry_gguf.train.options import Arguments, Options, OutOfRange
 from sherry_gguf.train.training import train
@@ -31,10 +34,81 @@ WAYS = {
 }
 
 
-def new_parser(**kwargs: Any) -> argparse.ArgumentParser:
-    """A parser that has the fields of both dataclasses as flags."""
-    parser: argparse.ArgumentParser = HfArgumentParser((Options, Arguments), **kwargs)
-    return parser
+USAGE = "--model DIR --data FILE ... --out DIR [FLAG ...]"
+
+EXAMPLES = (
+    "sherry-gguf train --model model --data text.txt --out trained --learning-rate 1e-4",
+    "sherry-gguf train --model model --data a.jsonl b.parquet --out trained --eval-data held-out.txt",
+    "sherry-gguf train --model model --data text.txt --out trained --resume-from-checkpoint true",
+)
+
+# What the page shows: fields of Options, and flags of the library's, with their values and words of the page's length.
+_OWN: Final = {
+    "basic": ("model", "data", "ctx_size"),
+    "output": ("out", "save_dtype"),
+    "checks": ("eval_data", "measure_steps"),
+    "expert": (
+        *("method", "granularity", "group_size", "sherry_layers", "arenas_max", "arenas_warmup"),
+        *("teacher", "teacher_weight", "teacher_temperature"),
+    ),
+}
+_OFTEN: Final = {
+    "basic": {
+        "--learning-rate": ("X", "the largest; a trained model wants a tenth (default %(default)s)"),
+        "--num-train-epochs": ("X", "times that all texts are read (default %(default)s)"),
+        "--max-steps": ("N", "optimizer steps, instead of epochs"),
+        "--per-device-train-batch-size": ("N", "blocks at a time (default %(default)s)"),
+        "--gradient-accumulation-steps": ("N", "of these in a step (default %(default)s)"),
+    },
+    "output": {
+        "--save-steps": ("N", "steps between two checkpoints (default %(default)s)"),
+        "--resume-from-checkpoint": ("true|DIR", "go on from the last checkpoint in --out, or from another"),
+    },
+    "checks": {"--logging-steps": ("N", "steps between two lines of the log (default %(default)s)")},
+    "expert": {"--lr-scheduler-type": ("NAME", "default %(default)s; without Arenas take cosine")},
+}
+
+
+class _Parser(HfArgumentParser):
+    """A parser that has the fields of both dataclasses as flags. Its page shows those that are named above."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__((Options, Arguments), **settings)
+        self.add_argument("-h", "--help", action="help")
+        self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show the flags of transformers, too")
+
+    def format_help(self) -> str:
+        page = argparse.ArgumentParser(
+            usage=self.usage, description=self.description, formatter_class=self.formatter_class, add_help=False
+        )
+        actions = {flag: action for action in self._actions for flag in action.option_strings}
+        for group, shown in vars(groups(page)).items():
+            for name in _OWN[group]:
+                action = actions[f"--{name}"]
+                shown._add_action(_as_shown(action, action.option_strings[-1], action.metavar, action.help))
+            for flag, (value, words) in _OFTEN[group].items():
+                shown._add_action(_as_shown(actions[flag], flag, value, words))
+            if group == "basic":
+                shown._add_action(actions["--help-all"])
+        return page.format_help()
+
+
+def _as_shown(action: argparse.Action, flag: str, value: Any, words: str | None) -> argparse.Action:
+    """An action under one of its names."""
+    shown = copy.copy(action)
+    shown.option_strings, shown.metavar, shown.help = [flag], value, words
+    return shown
+
+
+class _HelpAll(argparse.Action):
+    """Prints the flags as argparse does it, of the library as well, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(super(_Parser, parser).format_help(), end="")  # type: ignore[misc]
+        parser.exit()
+
+
+new_parser = _Parser
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +117,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     logging.set_verbosity_error()
+    logging.disable_progress_bar()  # of reading and writing weights, which take no time
+    if args.disable_tqdm is None:
+        args.disable_tqdm = not sys.stderr.isatty()
+    if args.disable_tqdm:
+        datasets.disable_progress_bars()
     try:
         arguments = _filled(Arguments, args)
     except (ValueError, ImportError) as error:  # TrainingArguments that do not fit each other or the machine

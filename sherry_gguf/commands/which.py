@@ -6,15 +6,24 @@ import argparse
 import ctypes
 
 from sherry_gguf.commands import ways_out
+from sherry_gguf.commands.help_page import groups
 from sherry_gguf.llama_cpp.builds import Build, find_build, find_source
 
 WAYS = ways_out.BUILD
 
+USAGE = "NAME | --source | --kernel"
+
+EXAMPLES = (
+    "sherry-gguf which llama-cli",
+    "sherry-gguf which --source",
+    "sherry-gguf which --kernel",
+)
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("name", nargs="?", help="a program, like llama-cli")
+    what = groups(parser).basic.add_mutually_exclusive_group(required=True)
+    what.add_argument("name", metavar="NAME", nargs="?", help="a program, like llama-cli")
     what.add_argument(
         "--source", action="store_true", help="the tree the last build was made from; fetched and patched if need be"
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ def _read(path: Path) -> datasets.Dataset:
     options = {"sample_by": "document"} if loader == "text" else {}
     try:
         # data_files is a pattern to the library, and the path of one file here
-        read = datasets.load_dataset(loader, data_files=glob.escape(str(path)), split="train", **options)
+        with _without_bars():
+            read = datasets.load_dataset(loader, data_files=glob.escape(str(path)), split="train", **options)
     except StopIteration:  # from a .jsonl of no bytes
         raise SherryError(f"{path}: holds no records") from None
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
@@ -78,6 +80,18 @@ def _read(path: Path) -> datasets.Dataset:
     if "text" not in read.column_names:
         raise SherryError(f'{path}: its records have no "text", only {", ".join(read.column_names)}')
     return _texts(read.select_columns(["text"]), path)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Tokenizing, which takes the time, has a bar; reading and casting need none of their own."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _texts(read: datasets.Dataset, path: Path) -> datasets.Dataset:
@@ -92,4 +106,7 @@ def _texts(read: datasets.Dataset, path: Path) -> datasets.Dataset:
     if column.null_count:
         raise SherryError(f'{path}: record {column.is_null().index(True).as_py() + 1} has no "text"')
     # files are joined, which takes columns of one type
-    return read if found.dtype == "string" else read.cast_column("text", datasets.Value("string"))
+    if found.dtype == "string":
+        return read
+    with _without_bars():
+        return read.cast_column("text", datasets.Value("string"))

@@ -20,8 +20,10 @@ FLOAT = "float"  # the method of a plain model
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def _help(text: str, choices: Iterable[str] = ()) -> dict[str, Any]:
-    return {"help": text, **({"choices": list(choices)} if choices else {})}
+def _help(text: str, value: str | None = None, choices: Iterable[str] = ()) -> dict[str, Any]:
+    """text, and how a help page calls the value."""
+    named = {} if value is None else {"metavar": value}
+    return {"help": text, **named, **({"choices": list(choices)} if choices else {})}
 
 
 class OutOfRange(SherryError):
@@ -39,24 +41,27 @@ class Options:
     Where granularity, group_size and sherry_layers are None, what the model's config.json declares counts.
     """
 
-    model: Path = field(metadata=_help("directory of a model, or of a config.json and a tokenizer: train from scratch"))
-    data: list[Path] = field(metadata=_help("texts to train on: .txt, .jsonl, .parquet"))
-    out: Path = field(metadata=_help("directory to write: latents, configuration, tokenizer, logs, checkpoints"))
-    eval_data: list[Path] = field(default_factory=list, metadata=_help("texts, .txt, to measure perplexity on"))
-    ctx_size: int = field(default=512, metadata=_help("tokens in a block"))
+    model: Path = field(metadata=_help("a model; or config.json and tokenizer alone: from scratch", "DIR"))
+    data: list[Path] = field(metadata=_help("texts to train on: .txt, .jsonl, .parquet", "FILE"))
+    out: Path = field(metadata=_help("directory to write: latents, tokenizer, logs, checkpoints", "DIR"))
+    eval_data: list[Path] = field(default_factory=list, metadata=_help("texts, .txt, to measure perplexity on", "FILE"))
+    ctx_size: int = field(default=512, metadata=_help("tokens in a block", "N"))
     method: str = field(
-        default="sherry", metadata=_help("how layers are quantized; all but sherry are to compare", [*METHODS, FLOAT])
+        default="sherry",
+        metadata=_help(f"sherry; to compare {', '.join([*METHODS, FLOAT][1:])}", "NAME", [*METHODS, FLOAT]),
     )
-    granularity: str | None = field(default=None, metadata=_help("which weights share a scale", SHARINGS))
-    group_size: int | None = field(default=None, metadata=_help("weights per scale for per_group"))
-    sherry_layers: str | None = field(default=None, metadata=_help("regex of the layers that are quantized"))
-    arenas_max: float = field(default=1.0, metadata=_help("largest lambda of Arenas; 0 trains without it"))
-    arenas_warmup: float = field(default=WARMUP, metadata=_help("share of the steps in which lambda rises"))
-    teacher: Path | None = field(default=None, metadata=_help("directory of a model to distil from"))
-    teacher_weight: float = field(default=1.0, metadata=_help("the teacher's share of the loss; the rest the text's"))
-    teacher_temperature: float = field(default=1.0, metadata=_help("of teacher and student"))
-    measure_steps: int = field(default=0, metadata=_help("measure gradients and latents every N steps; 0: never"))
-    save_dtype: str = field(default="bfloat16", metadata=_help("of the latents in the final model", DTYPES))
+    granularity: str | None = field(
+        default=None, metadata=_help("weights that share a scale: %(choices)s", "SHARING", SHARINGS)
+    )
+    group_size: int | None = field(default=None, metadata=_help("weights per scale for per_group", "N"))
+    sherry_layers: str | None = field(default=None, metadata=_help("regex of the layers that are quantized", "REGEX"))
+    arenas_max: float = field(default=1.0, metadata=_help("largest lambda of Arenas; 0 trains without it", "X"))
+    arenas_warmup: float = field(default=WARMUP, metadata=_help("share of the steps in which lambda rises", "X"))
+    teacher: Path | None = field(default=None, metadata=_help("a model to distil from", "DIR"))
+    teacher_weight: float = field(default=1.0, metadata=_help("the teacher's share of the loss", "X"))
+    teacher_temperature: float = field(default=1.0, metadata=_help("of teacher and student", "X"))
+    measure_steps: int = field(default=0, metadata=_help("measure gradients and latents every N steps; 0: never", "N"))
+    save_dtype: str = field(default="bfloat16", metadata=_help("of the latents in the final model", "TYPE", DTYPES))
 
     def scales(self, config: Any) -> Granularity:
         """The granularity asked for, else what a model's config declares, else the default; SherryError for none."""

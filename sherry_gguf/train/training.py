@@ -20,6 +20,7 @@ from sherry_gguf.train.evaluate import perplexity
 from sherry_gguf.train.layers import quantize_model
 from sherry_gguf.train.measures import MeasuresCallback
 from sherry_gguf.train.options import DTYPES, FLOAT, Arguments, Options
+from sherry_gguf.train.pace import PaceCallback
 from sherry_gguf.train.plot import plot_log
 from sherry_gguf.train.trainer import Teacher, Trainer
 
@@ -119,8 +120,12 @@ class _TokenizerBeside(TrainerCallback):
 
 def _callbacks(options: Options) -> tuple[list[TrainerCallback], dict[str, tuple[TrainerCallback, str]]]:
     """The callbacks, and which of their attributes go into the log by which name."""
-    callbacks: list[TrainerCallback] = []
-    extras: dict[str, tuple[TrainerCallback, str]] = {}
+    pace = PaceCallback(options.ctx_size)
+    callbacks: list[TrainerCallback] = [pace]
+    extras: dict[str, tuple[TrainerCallback, str]] = {
+        "tokens_per_second": (pace, "tokens_per_second"),
+        "seconds_left": (pace, "seconds_left"),
+    }
     if options.method == "sherry" and options.arenas_max:
         arenas = ArenasCallback(options.arenas_max, options.arenas_warmup)
         callbacks.append(arenas)

@@ -245,13 +245,19 @@ def test_without_the_extra_it_is_named():
     assert done.stderr == "sherry-gguf train: error: needs datasets; pip install 'sherry-gguf[train]'\n"
 
 
-def test_help_lists_both_groups_of_flags(capsys):
-    with pytest.raises(SystemExit) as status:
-        run_command("train", ["--help"])
-    assert status.value.code == 0
-    text = capsys.readouterr().out
-    assert "--arenas-max" in text
-    assert "--gradient-accumulation-steps" in text
+def test_a_log_has_figures_and_no_bars(untrained, heldout_text, tmp_path, capfd):
+    paths = ["--model", str(untrained), "--data", str(heldout_text), "--out", str(tmp_path / "out")]
+    small = ["--per-device-train-batch-size", "4", "--gradient-accumulation-steps", "2", "--ctx-size", "64"]
+    assert run_command("train", [*paths, *small, "--max-steps", "3", "--logging-steps", "1"]) == 0
+    said = capfd.readouterr()
+    assert "it/s" not in said.err
+    assert "Tokenizing" not in said.err
+    assert said.out.count("'tokens_per_second'") == said.out.count("'seconds_left'") == 3
+    first, second, third = [entry for entry in history(tmp_path / "out") if "loss" in entry]
+    assert third["seconds_left"] == 0
+    # a step of 8 blocks, and one is left
+    assert second["tokens_per_second"] * second["seconds_left"] == pytest.approx(8 * 64)
+    assert first["seconds_left"] > 0
 
 
 def test_a_compiled_models_weights_are_saved_by_their_own_names(model_of, untrained, tmp_path):
