@@ -49,8 +49,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="LAYOUT",
         choices=LAYOUTS,
         help="how the bytes of I2_S tensors of bitnet.cpp lie, which no file tells: x86, as its builds for that and "
-        "its converter write them, arm, as those for ARM do, or columns, four rows in a byte, as its x86 builds without "
-        "ACT_PARALLEL do",
+        "its converter write them, arm, as those for ARM do, or columns, four rows in a byte, as its x86 builds "
+        "without ACT_PARALLEL do",
     )
     flags.output.add_argument(
         "--outfile", metavar="FILE", type=Path, help="default: beside the file, named after it and the type"
