@@ -314,8 +314,8 @@ struct worker {
                         dst[i] = tokens[t + i].dst + tile*SHERRY_TILE_ROWS;
                     }
                     (p.g32 ? p.kernel->mul_g32 : p.kernel->mul)(
-                        n_tiles, tile_stride, tiles, (int) n_blocks*p.n_planes, p.n_planes, n, (const void * const *) (tables + t), d + t, dst,
-                        block == 0, t == 0 && p.in_tiles);
+                        n_tiles, tile_stride, tiles, (int) n_blocks*p.n_planes, p.n_planes, n,
+                        (const void * const *) (tables + t), d + t, dst, block == 0, t == 0 && p.in_tiles);
                 }
             }
         }

@@ -34,7 +34,7 @@ struct ggml_sherry_row_kernel {
     struct ggml_sherry_row_ops sherry; // SHERRY with Q8_SHERRY
     struct ggml_sherry_row_ops stq1_0; // STQ1_0 with Q8_STQ1_0
     struct ggml_sherry_row_ops g32;    // SHERRY_G32 with Q8_SHERRY_G32
-    struct ggml_sherry_row_ops two;    // SHERRY_2P with Q8_SHERRY: isums has two sums for 128 weights, vec_dot adds one after the other
+    struct ggml_sherry_row_ops two;    // SHERRY_2P with Q8_SHERRY: of 128 weights isums has two sums, the first plane's first
 };
 
 // the one for the instructions that this library is compiled for

@@ -99,8 +99,9 @@ static void tables_avx512(const block_q8_sherry * x, void * tables) {
 // n_scales, n_tiles and n_tokens are constants where this is inlined: 16 registers of sums at most, and one of codes for
 // each tile
 INLINE void mul_tiles(
-        const int n_scales, const int n_tiles, size_t tile_stride, const uint8_t * tiles, int n_blocks, int n_planes, const int n_tokens,
-        const void * const * tables, const float * const * d, float * const * dst, bool first, bool prefetch) {
+        const int n_scales, const int n_tiles, size_t tile_stride, const uint8_t * tiles, int n_blocks, int n_planes,
+        const int n_tokens, const void * const * tables, const float * const * d, float * const * dst, bool first,
+        bool prefetch) {
     const __m512i top = _mm512_set1_epi16((short) 0x8000);
     const size_t  tile_bytes = SHERRY_TILE_SCALES + n_scales*2*SHERRY_TILE_ROWS;
     const size_t  in_row     = AHEAD*tile_bytes;

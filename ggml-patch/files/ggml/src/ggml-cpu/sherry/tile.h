@@ -38,8 +38,8 @@ static inline int ggml_sherry_met_block(int b, int n_planes) {
 // n_tiles tiles, tile_stride bytes apart, times n_tokens columns of activations, n_blocks blocks of a tile. Of SHERRY_2P
 // n_planes, two, of these meet the same block of activations, the first plane and then the second; else it is one:
 // dst[t][32*i + r] = fma(sum of weights*qs, (scale of row r of tile i)*d[t][b/n_planes], dst[t][32*i + r]), one block b
-// after the other; of SHERRY_G32 one scale after the other, d[t][4*b + k]. Blocks lie one after the other, of a tile as of tables[t].
-// With first, the first block of a row finds 0 in dst, whatever is there. With prefetch, weights come from memory, and the
+// after the other; of SHERRY_G32 one scale after the other, d[t][4*b + k]. Blocks lie one after the other, of a tile as of
+// tables[t]. With first, the first block of a row finds 0 in dst, whatever is there. With prefetch, weights come from memory, and the
 // blocks that follow and the same blocks of the next tiles are wanted soon.
 typedef void (*ggml_sherry_mul_t)(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_tokens,
                                   const void * const * tables, const float * const * d, float * const * dst, bool first,
