@@ -35,7 +35,7 @@ static void tile_mul(const struct ggml_sherry_tile_kernel * kernel, int n_tokens
     }
     for (; n_tokens > 0; n_tokens -= SHERRY_MAX_TOKENS) {
         const int n = n_tokens < SHERRY_MAX_TOKENS ? n_tokens : SHERRY_MAX_TOKENS;
-        kernel->mul(1, sizeof(tile), tile, BLOCKS, n, of_token, d, dst, true, true);
+        kernel->mul(1, sizeof(tile), tile, BLOCKS, 1, n, of_token, d, dst, true, true);
     }
 }
 
