@@ -170,7 +170,7 @@ void multiply_rows(span * s, vec_dot_t vec_dot, int n, int rows, size_t row_byte
 #define MAX_COLUMNS 4  // of one call
 #define RUN_BLOCKS  16 // of more columns: blocks that meet all of them while they are in a cache
 
-typedef void (*mul_t)(int, size_t, const void *, int, int, const void * const *, const float * const *, float * const *, bool, bool);
+typedef void (*mul_t)(int, size_t, const void *, int, int, int, const void * const *, const float * const *, float * const *, bool, bool);
 
 // tables[columns][blocks], dst[columns][tiles*TILE_ROWS]; scales are those of the blocks' activations
 void multiply_tiles(span * s, mul_t mul, int max_tiles, int blocks, int tiles, size_t tile_bytes, const char * x,
@@ -193,7 +193,8 @@ void multiply_tiles(span * s, mul_t mul, int max_tiles, int blocks, int tiles, s
                         d[j]   = scales + (size_t) (c + j)*blocks + block;
                         out[j] = dst + ((size_t) (c + j)*tiles + tile)*TILE_ROWS;
                     }
-                    mul(n_tiles, stride, x + tile*stride + block*tile_bytes, n_blocks, n, of_columns, d, out, block == 0, c == 0);
+                    mul(n_tiles, stride, x + tile*stride + block*tile_bytes, n_blocks, 1, n, of_columns, d, out,
+                        block == 0, c == 0);
                 }
             }
         }
