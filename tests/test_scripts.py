@@ -80,7 +80,7 @@ def test_bench_mul_mat(repository, tmp_path):
     sizes = ["--rows", "100", "--length", "256", "--tokens", "1", "20", "--threads", "2", "--samples", "1"]
     output = run(repository, "bench_mul_mat.py", *sizes, "--types", "tq2_0", "--json", file)
     results = json.loads(file.read_text())["results"]
-    ours = ("sherry", "sherry_g32", "stq1_0")
+    ours = ("sherry", "sherry_g32", "sherry_2p", "stq1_0")
     names = [*(f"{name} in {place}" for name in ours for place in ("tiles", "rows")), "tq2_0"]
     assert [(r["kernel"], r["tokens"]) for r in results] == [(name, n) for n in (1, 20) for name in names]
     assert all(r["gmac_s"] > 0 and r["kernel"] in output for r in results)
@@ -112,8 +112,8 @@ def test_bench_llama(repository, tmp_path):
     figures = json.loads(file.read_text())
     assert figures["machine"]["cpu"]
     check_limits(figures["limits"], threads=2)
-    bits = {"SHERRY": 1.375, "SHERRY_G32": 1.75, "STQ1_0": 1.3125, "TQ1_0": 1.6875, "TQ2_0": 2.0625}
-    bits |= {"Q1_0": 1.125, "Q2_0": 2.25, "Q4_0": 4.5, "Q8_0": 8.5}
+    bits = {"SHERRY": 1.375, "SHERRY_G32": 1.75, "SHERRY_2P": 2.75, "STQ1_0": 1.3125, "TQ1_0": 1.6875, "TQ2_0": 2.0625}
+    bits |= {"Q1_0": 1.125, "Q2_0": 2.25, "Q2_K": 2.625, "Q4_0": 4.5, "Q8_0": 8.5}
     ran = [(result["test"], result["type"]) for result in figures["results"]]
     assert ran == [(test, name) for test in ("pp16", "tg4", "tg2") for name in bits]
     for result in figures["results"]:
