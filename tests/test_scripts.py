@@ -18,7 +18,7 @@ from sherry_gguf.formats.sherry import SHERRY
 
 def start(repository, script, *arguments):
     command = [sys.executable, repository / "scripts" / script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def run(repository, script, *arguments):
