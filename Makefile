@@ -1,5 +1,5 @@
 # make demo   convert the shipped checkpoint, generate text with llama-cli, compare with PyTorch
-# make test   everything that CI runs
+# make test   everything that CI runs, as many files of tests at once as there are processors
 # make quick  the tests that need no compiler, in under a minute
 # Both make .venv and build llama.cpp on first use; later runs find both ready.
 
@@ -21,7 +21,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/sherry-gguf build --tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 quick: $(READY)
 	$(BIN)/python -m pytest -m "not runtime and not slow"
