@@ -31,49 +31,29 @@ shapes: 0.7b          hidden 1536, ffn 4096, 24 layers, 12 heads, 12 kv heads, h
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 from contextlib import ExitStack
+from operator import itemgetter
 from pathlib import Path
 
+from bench.flags import TYPES, add_flags, parse_types, require_output_type
 from bench.ggml import Ggml, build_in
-from bench.models import read_model, write_models
-from bench.running import find_programs, in_turns, parse_tests
+from bench.models import OURS, folder_of_models, read_model, write_models
+from bench.running import Runtime, find_programs, in_turns, parse_tests, programs_for
 from bench.shapes import SHAPES
 from bench.table import load_pyplot, plot, print_results, summarize
 from limits import Loops, dram_gb_s, limits, limits_line, machine, write_figures
 
 from sherry_gguf import llama_cpp
-from sherry_gguf.convert.type_choice import DEFAULT_EMBEDDING_TYPE
 from sherry_gguf.errors import SherryError
-
-CONVERTED = DEFAULT_EMBEDDING_TYPE.upper()  # what convert makes of embeddings and output
-TYPES = ("SHERRY", "SHERRY_G32", "SHERRY_2P", "STQ1_0", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "Q2_K", "Q4_0", "Q8_0")
-OUTPUT_TYPES = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0")
-
-
-def parse_types(text: str) -> list[str]:
-    types = list(dict.fromkeys(name for name in text.split(",") if name))
-    for name in types or [text]:
-        if name not in TYPES:
-            raise SherryError(f"--types: there is no {name!r}, but {', '.join(TYPES)}")
-    return types
-
-
-def cpus() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def bench(arguments: argparse.Namespace) -> None:
     types, tests = parse_types(arguments.types), parse_tests(arguments.tests)
-    if arguments.output_tensor_type not in OUTPUT_TYPES:
-        known = ", ".join(OUTPUT_TYPES)
-        raise SherryError(f"--output-tensor-type: {arguments.output_tensor_type!r} is none of {known}")
+    require_output_type(arguments.output_tensor_type)
     pyplot = load_pyplot() if arguments.plot else None
     build = build_in(arguments.build)
-    programs = find_programs(build, tests)
+    runtimes = {OURS: Runtime(find_programs(build, programs_for(tests)))}
     llama_cpp.use_pinned_gguf()
     import gguf
 
@@ -82,19 +62,18 @@ def bench(arguments: argparse.Namespace) -> None:
         if arguments.model:
             models = [read_model(gguf, path) for path in arguments.model]
         else:
-            if arguments.keep:
-                arguments.keep.mkdir(parents=True, exist_ok=True)
-            folder = arguments.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-llama-")))
+            folder = stack.enter_context(folder_of_models(arguments.keep))
             models = write_models(gguf, Ggml(build), arguments.shape, types, arguments.output_tensor_type, folder)
 
         measured = limits(loops)
-        rates = in_turns(programs, models, tests, arguments.threads, arguments.rounds, arguments.busy)
+        rates = in_turns(runtimes, models, tests, arguments.threads, arguments.rounds, arguments.busy)
         measured["dram_gb_s"] = max(measured["dram_gb_s"], dram_gb_s(loops))  # the machine may have been busy before
 
     results = summarize(models, tests, rates, measured)
-    by_file = bool(arguments.model)
+    label = itemgetter("model" if arguments.model else "type")
     vocabulary = SHAPES[arguments.shape].vocabulary
-    what = "files" if by_file else f"{arguments.shape}: output {arguments.output_tensor_type}, {vocabulary} tokens"
+    what = f"{arguments.shape}: output {arguments.output_tensor_type}, {vocabulary} tokens"
+    what = "files" if arguments.model else what
     beside = f", busy processes: {arguments.busy}" if arguments.busy else ""
     title = f"{what}; threads: {arguments.threads}{beside}, median of rounds: {arguments.rounds}"
     about = machine(loops)
@@ -102,9 +81,9 @@ def bench(arguments: argparse.Namespace) -> None:
         settings = {"rounds": arguments.rounds, "busy": arguments.busy, "what": what}
         write_figures(arguments.json, loops, measured, results, settings=settings)
     print(f"{about['cpu']}, {about['cpus']} processors\n{limits_line(measured)}\n{title}")
-    print_results(results, by_file)
+    print_results(results, label)
     if arguments.plot:
-        plot(pyplot, results, by_file, f"{about['cpu']}, {title}", arguments.plot)
+        plot(pyplot, results, label, f"{about['cpu']}, {title}", arguments.plot)
 
 
 def main() -> int:
@@ -112,25 +91,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=SHAPES, default="1b", help="(1b)")
-    parser.add_argument("--types", default=",".join(TYPES), metavar="A,B,..", help=f"({','.join(TYPES)})")
-    parser.add_argument("--tests", default="pp256,tg64", metavar="A,B,..", help="ppN, tgN, bN (pp256,tg64)")
-    parser.add_argument("--threads", type=int, default=cpus(), metavar="N", help=f"(all: {cpus()})")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="(5)")
+    add_flags(parser, types=",".join(TYPES), tests="pp256,tg64")
     parser.add_argument("--busy", type=int, default=0, metavar="N", help="run N processes beside that never wait (0)")
-    parser.add_argument(
-        "--output-tensor-type",
-        type=str.upper,
-        default=CONVERTED,
-        metavar="TYPE",
-        help=f"of token embeddings and output ({CONVERTED})",
-    )
     parser.add_argument(
         "--model", type=Path, action="append", metavar="FILE", help="run this file, and no shape; repeat for more"
     )
-    parser.add_argument("--build", type=Path, metavar="DIR", help="a build of your own: DIR/bin/llama-bench")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the models here, and use those that are there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw them; needs matplotlib")
     arguments = parser.parse_args()
     if arguments.threads <= 0 or arguments.rounds <= 0 or arguments.busy < 0:

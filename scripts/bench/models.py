@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from sherry_gguf.errors import SherryError
 from .ggml import Ggml
 from .shapes import SHAPES, Shape
 
+OURS = "sherry-gguf"
+
 
 @dataclass(frozen=True)
 class Model:
@@ -28,6 +32,7 @@ class Model:
     bits: float  # of a weight of the linear layers
     read_bytes: float  # of weights, in one step of generating
     products: float  # of weights and activations in the linear layers, for a token
+    runtime: str = OURS  # what runs it
 
 
 class Writer:
@@ -96,6 +101,17 @@ class Writer:
         for _ in norms:
             writer.write_tensor_data(ones)
         writer.close()
+
+
+@contextmanager
+def folder_of_models(keep: Path | None) -> Iterator[Path]:
+    """The folder to keep models in, or one that is gone afterwards."""
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="bench-models-") as folder:
+            yield Path(folder)
+    else:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep
 
 
 def write_models(gguf: Any, ggml: Ggml, shape: str, types: list[str], output: str, folder: Path) -> list[Model]:

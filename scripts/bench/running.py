@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +39,21 @@ def parse_tests(text: str) -> list[Test]:
     return list(dict.fromkeys(tests))
 
 
-def find_programs(build: llama_cpp.Build, tests: list[Test]) -> dict[str, Path]:
-    wanted = {BATCHED if test.kind == "b" else "llama-bench" for test in tests}
-    programs = {name: build.bin_dir / name for name in wanted}
+@dataclass(frozen=True)
+class Runtime:
+    """Programs of llama.cpp or of a fork; options: more of its llama-bench."""
+
+    programs: Mapping[str, Path]
+    options: Sequence[str] = ()
+
+
+def programs_for(tests: list[Test]) -> set[str]:
+    return {BATCHED if test.kind == "b" else "llama-bench" for test in tests}
+
+
+def find_programs(build: llama_cpp.Build, wanted: set[str]) -> dict[str, Path]:
+    """Raises SherryError for one that the build does not have."""
+    programs = {name: build.bin_dir / name for name in sorted(wanted)}
     for name, path in programs.items():
         if not path.is_file():
             hint = f" (`sherry-gguf build --target {name}` builds it)" if build.targets else ""
@@ -69,14 +81,15 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-def run_model(programs: dict[str, Path], model: Model, tests: list[Test], threads: int) -> dict[Test, float]:
+def run_model(runtime: Runtime, model: Model, tests: list[Test], threads: int) -> dict[Test, float]:
     """Tokens per second of each test, run once."""
     out: dict[Test, float] = {}
     common = ["-m", str(model.path), "-t", str(threads)]
     counts = {kind: ",".join(str(test.count) for test in tests if test.kind == kind) for kind in ("pp", "tg")}
     if any(counts.values()):
         sizes = ["-p", counts["pp"] or "0", "-n", counts["tg"] or "0"]
-        text = run([str(programs["llama-bench"]), *common, *sizes, "-r", "1", "-ngl", "0", "-o", "json"])
+        once = ["-r", "1", "-ngl", "0", "-o", "json", *runtime.options]
+        text = run([str(runtime.programs["llama-bench"]), *common, *sizes, *once])
         for row in json.loads(text):
             test = Test("pp", row["n_prompt"]) if row["n_prompt"] else Test("tg", row["n_gen"])
             out[test] = float(row["avg_ts"])
@@ -85,7 +98,7 @@ def run_model(programs: dict[str, Path], model: Model, tests: list[Test], thread
         sizes = ["-npp", str(BATCHED_PROMPT), "-ntg", f"{BATCHED_TOKENS},1", "-npl", ",".join(map(str, batches))]
         context = max(batches) * (BATCHED_PROMPT + BATCHED_TOKENS)
         more = ["-c", str(context), "-ngl", "0", "--output-format", "jsonl"]
-        text = run([str(programs[BATCHED]), *common, *sizes, *more])
+        text = run([str(runtime.programs[BATCHED]), *common, *sizes, *more])
         for row in (json.loads(line) for line in text.splitlines() if line.startswith("{")):
             if row["tg"] == BATCHED_TOKENS:
                 out[Test("b", row["pl"])] = float(row["speed_tg"])
@@ -95,7 +108,7 @@ def run_model(programs: dict[str, Path], model: Model, tests: list[Test], thread
 
 
 def in_turns(
-    programs: dict[str, Path], models: list[Model], tests: list[Test], threads: int, rounds: int, beside: int
+    runtimes: Mapping[str, Runtime], models: list[Model], tests: list[Test], threads: int, rounds: int, beside: int = 0
 ) -> dict[tuple[Model, Test], list[float]]:
     """Tokens per second of each model and test, a figure for each round. beside: busy processes."""
     rates: dict[tuple[Model, Test], list[float]] = {(model, test): [] for model in models for test in tests}
@@ -103,7 +116,7 @@ def in_turns(
         for model in models:
             print(f"round {turn + 1} of {rounds}: {model.path.name}", file=sys.stderr)
             with busy(beside):
-                measurement = run_model(programs, model, tests, threads)
+                measurement = run_model(runtimes[model.runtime], model, tests, threads)
             for test, tok_s in measurement.items():
                 rates[model, test].append(tok_s)
     return rates
