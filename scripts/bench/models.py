@@ -80,7 +80,7 @@ class Writer:
         writer.add_rope_freq_base(500000.0)
         writer.add_layer_norm_rms_eps(1e-5)
         writer.add_vocab_size(shape.vocabulary)
-        writer.add_tokenizer_model("none")
+        writer.add_tokenizer_model("no_vocab")  # a word that llama.cpp of 2024, which bitnet.cpp has, knows too
         writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{type_name}"])
 
         norms = [f"blk.{i}.{name}.weight" for i in range(shape.layers) for name in ("attn_norm", "ffn_norm")]
