@@ -1,4 +1,4 @@
-"""What tests of operators share: weights of any shape, and products that are as near as float32 allows.
+"""What tests of several types share: weights of any shape, importance, products as near as float32 allows.
 
 Tolerance: with activations rounded to int8 as the kernels round them, what is left is float32: one rounding of each
 term, in the product of its scales, and one in each addition of a block, of partial sums not larger than the sum of
@@ -29,6 +29,19 @@ def random_blocks(of: TensorType, *shape: int) -> U8:
     d = rng.uniform(0.01, 1, (of.planes, rows, k // of.block)).astype(np.float32)
     packed = of.codes.pack(codes[0], d[0]) if of.planes == 1 else pack_planes(*codes, d.max(axis=0), d.min(axis=0))
     return packed.reshape(*shape[:-1], -1)
+
+
+IMPORTANCE = ["none", "random", "zero", "zero in places"]
+
+
+def importance_of(case: str, k: int) -> F32 | None:
+    """float32[k] for a case of IMPORTANCE."""
+    return {
+        "none": None,
+        "random": np.random.default_rng(1).exponential(1, k).astype(np.float32),
+        "zero": np.zeros(k, np.float32),
+        "zero in places": (np.arange(k) % 3).astype(np.float32),
+    }[case]
 
 
 def dequantize(of: TensorType, packed: U8) -> F64:
