@@ -36,7 +36,7 @@ from contextlib import ExitStack
 from operator import itemgetter
 from pathlib import Path
 
-from bench.flags import TYPES, add_flags, parse_types, require_output_type
+from bench.flags import TYPES, add_flags, attempt, parse, parse_types, require_output_type
 from bench.ggml import Ggml, build_in
 from bench.models import OURS, folder_of_models, read_model, write_models
 from bench.running import Runtime, find_programs, in_turns, parse_tests, programs_for
@@ -45,7 +45,6 @@ from bench.table import load_pyplot, plot, print_results, summarize
 from limits import Loops, dram_gb_s, limits, limits_line, machine, write_figures
 
 from sherry_gguf import llama_cpp
-from sherry_gguf.errors import SherryError
 
 
 def bench(arguments: argparse.Namespace) -> None:
@@ -97,15 +96,10 @@ def main() -> int:
         "--model", type=Path, action="append", metavar="FILE", help="run this file, and no shape; repeat for more"
     )
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw them; needs matplotlib")
-    arguments = parser.parse_args()
-    if arguments.threads <= 0 or arguments.rounds <= 0 or arguments.busy < 0:
-        parser.error("--threads and --rounds are positive, --busy is not negative")
-    try:
-        bench(arguments)
-    except SherryError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    arguments = parse(parser)
+    if arguments.busy < 0:
+        parser.error("--busy is not negative")
+    return attempt(bench, arguments)
 
 
 if __name__ == "__main__":

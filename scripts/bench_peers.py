@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.flags import add_flags, parse_types, require_output_type
+from bench.flags import add_flags, attempt, parse, parse_types, require_output_type
 from bench.ggml import Ggml, build_in
 from bench.models import OURS, Model, folder_of_models, write_models
 from bench.running import Runtime, Test, find_programs, in_turns, parse_tests, run
@@ -152,15 +152,7 @@ def main() -> int:
             help=f"as its llama-quantize names it ({peer.type})",
         )
     add_flags(parser, types="SHERRY,TQ2_0", tests="pp512,tg128")
-    arguments = parser.parse_args()
-    if arguments.threads <= 0 or arguments.rounds <= 0:
-        parser.error("--threads and --rounds are positive")
-    try:
-        bench(arguments)
-    except SherryError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return attempt(bench, parse(parser))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from sherry_gguf.convert.type_choice import DEFAULT_EMBEDDING_TYPE
@@ -51,3 +53,20 @@ def add_flags(parser: argparse.ArgumentParser, types: str, tests: str) -> None:
 def require_output_type(name: str) -> None:
     if name not in OUTPUT_TYPES:
         raise SherryError(f"--output-tensor-type: {name!r} is none of {', '.join(OUTPUT_TYPES)}")
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    arguments = parser.parse_args()
+    if arguments.threads <= 0 or arguments.rounds <= 0:
+        parser.error("--threads and --rounds are positive")
+    return arguments
+
+
+def attempt(bench: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
+    """The exit status of a bench, whose error is one line."""
+    try:
+        bench(arguments)
+    except SherryError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
