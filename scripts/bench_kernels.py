@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -31,16 +30,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from bench.ggml import Ggml, build_in
 from kernel_tables import row_kernels, tile_kernels
-from limits import Loops, limits, limits_line, machine
+from limits import Loops, limits, limits_line, write_figures
 from stq1_rows import stq1_rows
 
-from sherry_gguf import llama_cpp
 from sherry_gguf.errors import SherryError
 from sherry_gguf.formats import sherry
 from sherry_gguf.formats.groups import CODES, GROUP, PATTERNS
 from sherry_gguf.formats.sherry import SHERRY
-from sherry_gguf.formats.sherry_2p import SHERRY_2P
 
 U8 = npt.NDArray[np.uint8]
 
@@ -51,60 +49,6 @@ DISTINCT = 128  # rows: a large matrix repeats them, what they hold does not cha
 SAMPLE_SECONDS = 1e-3
 MEMORY_SAMPLE_SECONDS = 2e-2
 MEMORY_BYTES = 257 << 20
-
-
-class TraitsCpu(ctypes.Structure):
-    """ggml_type_traits_cpu of ggml-cpu.h."""
-
-    _fields_ = (
-        ("from_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
-        ("vec_dot", ctypes.c_void_p),
-        ("vec_dot_type", ctypes.c_int),
-        ("nrows", ctypes.c_int64),
-    )
-
-
-class Ggml:
-    """The libraries of a build."""
-
-    def __init__(self, build: llama_cpp.Build) -> None:
-        self.base, self.cpu = build.lib("ggml-base"), build.lib("ggml-cpu")
-        self.base.ggml_type_name.restype = ctypes.c_char_p
-        self.base.ggml_row_size.restype = ctypes.c_size_t
-        self.base.ggml_quantize_chunk.restype = ctypes.c_size_t
-        self.cpu.ggml_get_type_traits_cpu.restype = ctypes.POINTER(TraitsCpu)
-        self.cpu.ggml_cpu_init()
-
-    def type_id(self, name: str) -> int:
-        for type_id in range(SHERRY_2P.type_id + 1):  # the last one that a file can hold
-            if self.base.ggml_type_name(type_id) == name.encode():
-                return type_id
-        raise SherryError(f"this build has no type {name!r}")
-
-    def traits(self, type_id: int) -> Any:
-        return self.cpu.ggml_get_type_traits_cpu(type_id).contents
-
-    def row_bytes(self, type_id: int, k: int) -> int:
-        return int(self.base.ggml_row_size(type_id, ctypes.c_int64(k)))
-
-    def quantize(self, type_id: int, values: npt.NDArray[np.float32]) -> U8:
-        """float32[rows, k] -> uint8[rows, row_bytes]"""
-        rows, k = values.shape
-        out = np.zeros((rows, self.row_bytes(type_id, k)), dtype=np.uint8)
-        pointers = ctypes.c_void_p(values.ctypes.data), ctypes.c_void_p(out.ctypes.data)
-        counts = (ctypes.c_int64(n) for n in (0, rows, k))
-        written = self.base.ggml_quantize_chunk(type_id, *pointers, *counts, None)
-        if written != out.nbytes:
-            raise SherryError(f"ggml wrote {written} bytes of type {type_id}, not {out.nbytes}")
-        return out
-
-    def activations(self, type_id: int, values: npt.NDArray[np.float32]) -> U8:
-        """float32[columns, k] -> uint8[columns, row_bytes]; for types that are activations only, too"""
-        columns, k = values.shape
-        out = np.zeros((columns, self.row_bytes(type_id, k)), dtype=np.uint8)
-        for column in range(columns):
-            self.traits(type_id).from_float(values[column].ctypes.data, out[column].ctypes.data, k)
-        return out
 
 
 def aligned(shape: tuple[int, ...], dtype: Any = np.uint8) -> npt.NDArray[Any]:
@@ -398,7 +342,7 @@ def main() -> int:
         parser.error("--samples, --threads and --tokens are positive")
 
     try:
-        build = llama_cpp.Build(arguments.build / "bin", Path(), ()) if arguments.build else llama_cpp.build()
+        build = build_in(arguments.build)
         loops = Loops(arguments.threads)
         shape = arguments.rows, arguments.length, max(arguments.tokens)
         bench = Bench(Ggml(build), loops, *shape, arguments.from_memory)
@@ -410,8 +354,7 @@ def main() -> int:
         return 1
     print_results(results, measured)
     if arguments.json:
-        figures = {"machine": machine(loops), "limits": measured, "results": results}
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_figures(arguments.json, loops, measured, results)
     return 0
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import statistics
 import sys
 import time
@@ -24,10 +23,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from bench_kernels import Ggml
-from limits import Loops, limits, limits_line, machine
+from bench.ggml import Ggml, build_in
+from limits import Loops, limits, limits_line, write_figures
 
-from sherry_gguf import llama_cpp
 from sherry_gguf.errors import SherryError
 from sherry_gguf.formats.groups import CODES, GROUP
 from sherry_gguf.formats.sherry import BLOCKS, SHERRY
@@ -163,8 +161,7 @@ def main() -> int:
         parser.error("--rows, --samples, --threads and --tokens are positive")
 
     try:
-        build = llama_cpp.Build(arguments.build / "bin", Path(), ()) if arguments.build else llama_cpp.build()
-        ggml, loops = Ggml(build), Loops(arguments.threads)
+        ggml, loops = Ggml(build_in(arguments.build)), Loops(arguments.threads)
         shape = arguments.rows, arguments.length
         measured = limits(loops)
         results = []
@@ -175,8 +172,7 @@ def main() -> int:
         return 1
     print_results(results, measured)
     if arguments.json:
-        figures = {"machine": machine(loops), "limits": measured, "results": results}
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_figures(arguments.json, loops, measured, results)
     return 0
 
 

@@ -41,7 +41,7 @@ BITS = {1: 1.375, 2: 2.75}  # of planes
 
 @dataclass(frozen=True)
 class Scores:
-    """Over all tokens: perplexity, KL divergence from the float model in nats with its standard error, top-1."""
+    """Means over all tokens: perplexity, KL divergence from the float model in nats and its standard error, top-1."""
 
     perplexity: float
     divergence: float
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def log_probabilities(model: Any, windows: torch.Tensor) -> list[torch.Tensor]:
-    """Of each window float32[length/2 - 1, vocabulary]: of what follows each token of the second half."""
+    """For each window float32[length/2 - 1, vocabulary]: what may follow each token of the second half."""
     half = windows.shape[1] // 2
     with torch.inference_mode():
         return [
@@ -180,7 +180,7 @@ def linear_layers(path: Path, names: list[str]) -> tuple[dict[str, torch.Tensor]
 
 
 class Quantizer:
-    """llama.cpp's own, of the built library."""
+    """llama.cpp's own quantizers, called in the built library."""
 
     def __init__(self) -> None:
         llama_cpp.use_pinned_gguf()

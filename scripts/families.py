@@ -163,7 +163,14 @@ def gguf_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Family:
-    """One row. change: of the weights; keys: of config.json; rename: names of the first BitNet code."""
+    """A family of checkpoints.
+
+    change     a latent's name and weights -> the tensors that its checkpoint has in their place
+    keys       what config.json gets
+    outtype    the type asked for; None: the default
+    is_bitnet  whether the names are those of the first BitNet code
+    method     what the user declares, where config.json says nothing
+    """
 
     name: str
     change: Callable[[str, Tensor], dict[str, Tensor]]

@@ -158,7 +158,7 @@ def shortened(place: Place, program: Program) -> Ended:
 
 
 def twice(place: Place, program: Program) -> Ended:
-    """Two at once; of two that succeed the words are those of one."""
+    """Run the program twice at once, and return what was refused, or one of two that succeeded."""
     both = [start(place, program.command) for _ in range(2)]
     ended = [wait(process) for process in both]
     refused = [one for one in ended if one.status != 0]
@@ -294,7 +294,7 @@ def outcome(ended: Ended, is_whole: bool) -> str:
 
 
 def whole(_: Place) -> None:
-    """No fault of the input."""
+    """Leave the input as it is: what goes wrong happens around the program."""
 
 
 def no_output(place: Place) -> None:
@@ -322,7 +322,7 @@ def cases(kills: int) -> Iterator[tuple[Fault, list[Callable[[float], Around]]]]
 
 
 def told(several: list[list[str]]) -> str:
-    """Of one conversion its words; of several how often each was said."""
+    """The words of a conversion; where there were several, how often each word was said."""
     if len(several) == 1:
         return ", ".join(several[0])
     counts = Counter(word for words in several for word in words)

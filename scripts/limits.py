@@ -10,6 +10,7 @@ Python would cost as much as a row.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import platform
 import re
@@ -116,6 +117,14 @@ def machine(loops: Loops) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "compiler": version.partition("\n")[0],
     }
+
+
+def write_figures(
+    file: Path, loops: Loops, measured: dict[str, Any], results: list[dict[str, Any]], **settings: Any
+) -> None:
+    """Write JSON: the machine, its limits, what was measured and how."""
+    figures = {"machine": machine(loops), "limits": measured, **settings, "results": results}
+    file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def _cpu() -> str:

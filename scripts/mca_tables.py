@@ -105,7 +105,7 @@ def block_loop(case: Case, source: Path) -> str:
 
 
 def longest_loop(assembly: str, kernel: str) -> str:
-    """Of the function sherry_mca: from a label to the jump back to it, nothing between them being a jump."""
+    """The longest loop of the function sherry_mca: from a label to the jump back to it, with no jump between them."""
     body = assembly.partition("sherry_mca:\n")[2].partition("\t.size\tsherry_mca")[0].splitlines()
     labels = {line[:-1]: at for at, line in enumerate(body) if re.fullmatch(r"\.L\w+:", line)}
     jumps = {at: match[1] for at, line in enumerate(body) if (match := re.match(r"\tj\w+\t(\.L\w+)$", line))}
@@ -120,7 +120,7 @@ def longest_loop(assembly: str, kernel: str) -> str:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one kernel on one processor."""
+    """What llvm-mca says of one kernel on one processor."""
 
     cycles: float  # for 128 weights x token
     ports: dict[str, float]  # cycles that each is taken for these: the most one limits
@@ -136,7 +136,7 @@ class Estimate:
 
 
 def estimate(program: str, loop: str, cpu: str, units: int) -> Estimate:
-    """llvm-mca's, of one turn of the loop."""
+    """Ask llvm-mca for one turn of the loop, which handles so many units of 128 weights x token."""
     command = [program, "-mtriple=x86_64", f"-mcpu={cpu}", f"-iterations={ITERATIONS}", "-instruction-info=0", "--json"]
     report = json.loads(output(command, loop))
     names = report["TargetInfo"]["Resources"]
@@ -152,7 +152,7 @@ def estimate(program: str, loop: str, cpu: str, units: int) -> Estimate:
 
 
 def estimates(program: str, source: Path, cpus: list[str]) -> dict[str, dict[str, Estimate]]:
-    """Of each kernel on each processor that has its instructions."""
+    """kernel -> processor -> what is said of it there, for processors that have the kernel's instructions."""
     table = {}
     for case in CASES:
         wanted = [cpu for cpu in case.cpus if cpu in cpus]

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from sherry_gguf.weights.quantize import expand, quantize
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("convert/recipes/*.md")])
+FOLDERS = ("docs/**", "convert/recipes", "scripts")
+PAGES = sorted([ROOT / "README.md", *(page for folder in FOLDERS for page in ROOT.glob(f"{folder}/*.md"))])
 
 
 # folders of the relatives' recipes

@@ -112,6 +112,7 @@ def test_bench_llama(repository, tmp_path):
     figures = json.loads(file.read_text())
     assert figures["machine"]["cpu"]
     check_limits(figures["limits"], threads=2)
+    assert figures["settings"] == {"rounds": 2, "busy": 0, "what": "tiny: output Q8_0, 32000 tokens"}
     bits = {"SHERRY": 1.375, "SHERRY_G32": 1.75, "SHERRY_2P": 2.75, "STQ1_0": 1.3125, "TQ1_0": 1.6875, "TQ2_0": 2.0625}
     bits |= {"Q1_0": 1.125, "Q2_0": 2.25, "Q2_K": 2.625, "Q4_0": 4.5, "Q8_0": 8.5}
     ran = [(result["test"], result["type"]) for result in figures["results"]]
@@ -119,7 +120,8 @@ def test_bench_llama(repository, tmp_path):
     for result in figures["results"]:
         assert result["shape"] == "tiny"
         assert result["bpw"] == bits[result["type"]]
-        assert result["tok_s_best"] >= result["tok_s"] > 0
+        assert result["tok_s_best"] == max(result["tok_s_rounds"]) >= result["tok_s"] > 0
+        assert len(result["tok_s_rounds"]) == 2
         assert result["share_of_limit"] > 0
         assert result["ratio_to_tq2_0"] == 1 or result["type"] != "TQ2_0"
 
@@ -195,6 +197,47 @@ def test_bench_llama_plots(repository, tmp_path):
         assert file.read_bytes().startswith(b"\x89PNG")
     else:
         assert "pip install matplotlib" in error(repository, "bench_llama.py", *arguments)
+
+
+@pytest.mark.runtime
+def test_bench_peers(repository, runtime, tmp_path):
+    """A build of ours takes the place of a fork's: its llama-quantize and llama-bench, with a type that both know."""
+    file = tmp_path / "figures.json"
+    arguments = [
+        "--bitnet",
+        runtime.bin_dir.parent,
+        "--bitnet-type",
+        "TQ2_0",
+        "--shape",
+        "tiny",
+        "--types",
+        "SHERRY,TQ2_0",
+    ]
+    arguments += ["--tests", "pp4,tg2", "--rounds", 2, "--threads", 2, "--keep", tmp_path / "models", "--json", file]
+    done = start(repository, "bench_peers.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "ik_llama.cpp is left out: --ik DIR" in done.stderr
+    assert "bitnet.cpp TQ2_0" in done.stdout
+    figures = json.loads(file.read_text())
+    assert figures["machine"]["cpu"]
+    ran = [(result["test"], result["runtime"], result["type"]) for result in figures["results"]]
+    rows = [("sherry-gguf", "SHERRY"), ("sherry-gguf", "TQ2_0"), ("bitnet.cpp", "TQ2_0")]
+    assert ran == [(test, *row) for test in ("pp4", "tg2") for row in rows]
+    assert all(len(result["tok_s_rounds"]) == 2 and result["tok_s"] > 0 for result in figures["results"])
+    own, quantized = figures["results"][1:3]  # the same type, by our writer and by the program
+    assert quantized["bpw"] == pytest.approx(own["bpw"], abs=0.01)
+    assert quantized["read_gb"] == pytest.approx(own["read_gb"], rel=1e-3)
+
+
+@pytest.mark.runtime
+def test_bench_peers_says_what_is_wrong(repository, runtime, tmp_path):
+    done = start(repository, "bench_peers.py", "--ik", tmp_path)
+    assert done.stderr.splitlines()[-1].startswith("error: the build has no program llama-bench: ")
+    own = ["--bitnet", runtime.bin_dir.parent, "--shape", "tiny", "--types", "SHERRY"]
+    done = start(repository, "bench_peers.py", *own)  # whose llama-quantize has no I2_S
+    assert done.returncode == 1
+    assert "llama-quantize" in done.stderr.splitlines()[-1]
+    assert "only ppN and tgN" in error(repository, "bench_peers.py", "--tests", "b2")
 
 
 @pytest.mark.parametrize(

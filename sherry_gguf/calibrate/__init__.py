@@ -6,6 +6,7 @@
     watch     which linear layer sees which inputs
     scales    the scales of a block
     feedback  codes, column by column, each error made good by the columns after it
+    refit     the scales of whole rows, once all codes are chosen
     state     what is finished, on disk
     layers    the walk through the model
 

@@ -92,7 +92,11 @@ def _in_parts(part: Callable[[int, int], None], rows: int, step: int) -> None:
 
 @dataclass(frozen=True)
 class _Tables:
-    """Of a factor: float32[k, k] itself, the importance [k] of each column, of each group M [4, 4], S and its table."""
+    """What choosing codes needs of a factor.
+
+    The factor itself float32[k, k], the importance [k] of each column, and for each group M, S and the table of its
+    costs.
+    """
 
     upper: torch.Tensor
     importance: torch.Tensor

@@ -53,7 +53,7 @@ class State:
             yield Path(folder)
 
     def remove_if_empty(self) -> None:
-        """The folder, if no layer is finished."""
+        """Remove the folder, if no layer is finished."""
         if not any(self.directory.glob("layer-*.safetensors")):
             self.remove()
 
@@ -91,7 +91,7 @@ class State:
             return Planes(file.get_tensor(f"{name}:codes"), file.get_tensor(f"{name}:scales"))
 
     def remove(self) -> None:
-        """The folder, once nothing needs it any more."""
+        """Remove the folder, once nothing needs it any more."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _file(self, layer: int) -> Path:

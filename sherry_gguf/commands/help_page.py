@@ -22,7 +22,7 @@ class Flags(Protocol):
 
 @dataclass(frozen=True)
 class Groups:
-    """Of flags, in the order of the page.
+    """Four groups of flags, in the order of the page.
 
     basic   what most people give
     output  what is written, and what is printed

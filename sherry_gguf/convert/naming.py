@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 
 def directory_for(model: Path) -> Path:
@@ -39,20 +38,6 @@ def under_its_name(directory: Path) -> Iterator[Path]:
         link = Path(folder, name)
         link.symlink_to(os.path.abspath(directory), target_is_directory=True)
         yield link
-
-
-def name_an_end(instance: Any, config: Mapping[str, Any]) -> None:
-    """Where config.json has a list of end tokens, upstream's converter writes none that the tokenizer does not name."""
-    found = config.get("eos_token_id")
-    if isinstance(found, list) and found and end_token(instance) is None:
-        instance.gguf_writer.add_eos_token_id(found[0])
-
-
-def end_token(instance: Any) -> int | None:
-    """The end token that will be in the file, None for a file that has none."""
-    (metadata,) = instance.gguf_writer.kv_data
-    field = metadata.get("tokenizer.ggml.eos_token_id")
-    return None if field is None else int(field.value)
 
 
 def template(outfile: Path) -> Path:

@@ -20,7 +20,7 @@ from sherry_gguf.convert.complete import require_loadable
 from sherry_gguf.convert.library import use_library_quantizers
 from sherry_gguf.convert.loading import load
 from sherry_gguf.convert.model import Job, open_model
-from sherry_gguf.convert.naming import directory_for, end_token, name_an_end, template, under_its_name
+from sherry_gguf.convert.naming import directory_for, template, under_its_name
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.convert.regridded import regridded
 from sherry_gguf.convert.settle import settle
@@ -97,7 +97,7 @@ def convert(
             instance.prepare_tensors()
         with under_its_name(checkpoint.directory) as instance.dir_model_card:
             instance.prepare_metadata(vocab_only=False)
-        name_an_end(instance, checkpoint.config)
+        settings.name_an_end(instance, checkpoint.config)
         _require_loadable(instance)
     target: Path = instance.fname_out
     tensors = _written(instance)
@@ -211,7 +211,7 @@ def _notes(job: Job, instance: Any) -> list[str]:
         notes.append(f"ignored {len(checkpoint.ignored)} quantizer buffers, the first {checkpoint.ignored[0]}")
     notes += [f"ignored {name} beside the weights: llama.cpp has a cache of its own" for name in checkpoint.beside]
     notes += notes_on(job)
-    notes += settings.notes(checkpoint.config, end_token(instance))
+    notes += settings.notes(checkpoint.config, settings.end_token(instance))
     names = {name for part in instance.gguf_writer.tensors for name in part}
     if instance.hparams.get("tie_word_embeddings") and OUTPUT in names:
         notes.append(f"the tied embedding is written twice, as {OUTPUT} in {types.output}")

@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def rule(self) -> Rule | None:
-        """Of all layers, where they are dense ternary; None where they are Sherry's."""
+        """How latents of all layers become ternary, where these are dense ternary; None where they are Sherry's."""
         rules = [layer.rule for layer in self.layers.values() if layer.rule is not None]
         return next((rule for rule in rules if rule.method != "ternary"), rules[0] if rules else None)
 

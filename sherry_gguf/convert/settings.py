@@ -57,6 +57,20 @@ def require_computed(hparams: Mapping[str, Any], architecture: str) -> None:
         raise SherryError(f"config.json: hidden_act is {found!r}, and llama.cpp computes silu in {architecture} models")
 
 
+def name_an_end(instance: Any, config: Mapping[str, Any]) -> None:
+    """Where config.json has a list of end tokens, upstream's converter writes none that the tokenizer does not name."""
+    found = config.get("eos_token_id")
+    if isinstance(found, list) and found and end_token(instance) is None:
+        instance.gguf_writer.add_eos_token_id(found[0])
+
+
+def end_token(instance: Any) -> int | None:
+    """The end token that will be in the file, None for a file that has none."""
+    (metadata,) = instance.gguf_writer.kv_data
+    field = metadata.get("tokenizer.ggml.eos_token_id")
+    return None if field is None else int(field.value)
+
+
 def notes(config: Mapping[str, Any], eos: int | None) -> Iterator[str]:
     """What is not in the file. eos: the end token that is."""
     found = config.get("eos_token_id")

@@ -62,7 +62,7 @@ class Conversion:
     loaded: bool = False
 
     def bits_per_weight(self, type_name: str | None = None) -> float:
-        """Of all tensors, or of those of one type; nan when there are none."""
+        """The mean over all tensors, or over those of one type; nan when there are none."""
         return _bits_per_weight([t for t in self.tensors if type_name in (None, t.type_name)])
 
 

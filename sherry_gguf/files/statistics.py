@@ -52,7 +52,7 @@ class Scales:
 
 @dataclass
 class Statistics:
-    """Of one ternary tensor.
+    """What is counted in one ternary tensor.
 
     groups        grid -> how many groups there are, those of empty blocks left out; one_zero: that have one zero
     codes         int64[32], of the type's own groups; None for types that have no codes, or two a group

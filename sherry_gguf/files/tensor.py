@@ -19,7 +19,7 @@ _CHUNK = 1 << 22  # weights at a time, or one row
 
 
 def rows_at_a_time(row: int) -> int:
-    """Of rows of that many weights, those of a chunk."""
+    """How many rows of that many weights make a chunk."""
     return max(1, _CHUNK // max(row, 1))
 
 

@@ -157,7 +157,7 @@ def _from_first(lines: list[str], start: str) -> list[str]:
 
 
 def _relevant(lines: list[str]) -> list[str]:
-    """Of a failed ninja step: what it was, and its output from the first error on."""
+    """What a failed step of ninja was, and its output from the first error on."""
     end = next((i for i, line in enumerate(lines) if STATUS.match(line)), len(lines))
     block = lines[:end]
     first = next((i for i, line in enumerate(block[2:], 2) if re.search(r"error|undefined|Killed", line)), 2)

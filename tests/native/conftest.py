@@ -277,6 +277,17 @@ def kernel(request: pytest.FixtureRequest, ggml: Ggml) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=[False, True], ids=["rows", "tiles"])
+def tiles(request: pytest.FixtureRequest) -> bool:
+    """Where the weights of a product lie."""
+    return bool(request.param)
+
+
+@pytest.fixture(scope="session")
+def kinds() -> dict[str, Kind]:
+    return {kind.name: kind for kind in (SHERRY, SHERRY_G32, SHERRY_2P, STQ1_0)}
+
+
 @pytest.fixture
 def stq1_0() -> Kind:
     return STQ1_0

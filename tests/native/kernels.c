@@ -304,6 +304,14 @@ static void check_pack_stq1_0(const struct ggml_sherry_tile_kernel * kernel, con
     free(tiles);
 }
 
+// activations of a token, what was made of them, and its results
+static void free_token(void * x, const void * tables, const float * d, float * dst) {
+    free(x);
+    free((void *) tables);
+    free((void *) d);
+    free(dst);
+}
+
 // n_blocks of a row, of which n_planes meet the same activations
 static void check_tiles(const struct ggml_sherry_tile_kernel * kernel, enum kind kind, int n_tiles, int n_tokens,
                         int n_blocks, int n_planes, bool first) {
@@ -369,10 +377,7 @@ static void check_tiles(const struct ggml_sherry_tile_kernel * kernel, enum kind
                   kernel->name, kind, n_tiles, n_tokens, n_blocks, n_planes, first, r, t, (double) dst[t][r], (double) sum);
         }
         CHECK(!beyond || dst[t][n_rows] == START, "%s: written beyond the rows", kernel->name);
-        free(x[t]);
-        free((void *) tables[t]);
-        free((void *) d[t]);
-        free(dst[t]);
+        free_token(x[t], tables[t], d[t], dst[t]);
     }
     free(rows_room);
     free(tiles_room);
@@ -591,10 +596,7 @@ static void check_tiles_g32(const struct ggml_sherry_tile_kernel * kernel, enum 
             CHECK(dst[t][r] == sum, "%s, SHERRY_G32: kind %d, %d tiles, %d tokens, %d blocks, first %d: row %d of token %d: "
                   "%a, not %a", kernel->name, kind, n_tiles, n_tokens, n_blocks, first, r, t, (double) dst[t][r], (double) sum);
         }
-        free(x[t]);
-        free((void *) tables[t]);
-        free((void *) d[t]);
-        free(dst[t]);
+        free_token(x[t], tables[t], d[t], dst[t]);
     }
     free(rows_room);
     free(tiles_room);

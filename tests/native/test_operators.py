@@ -1,9 +1,4 @@
-"""Operators of the CPU backend against float64 of the dequantized weights, which lie in rows or in tiles of 32 rows.
-
-Tolerance: with activations rounded to int8 as the kernels round them, what is left is float32: one rounding of each
-term, in the product of its scales, and one in each of the k/128 additions, of partial sums not larger than the sum of
-magnitudes (test_kernels.py).
-"""
+"""Operators of the CPU backend on SHERRY, which lies in rows or in tiles of 32 rows, against float64 of the weights."""
 
 from __future__ import annotations
 
@@ -13,9 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from operands import assert_product, dequantize, random_blocks
 
-from sherry_gguf.formats import sherry
-from sherry_gguf.formats.groups import CODES
 from sherry_gguf.formats.sherry import SHERRY
 
 pytestmark = pytest.mark.runtime
@@ -23,40 +17,14 @@ pytestmark = pytest.mark.runtime
 Round = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float64]]
 
 
-def random_blocks(*shape: int) -> npt.NDArray[np.uint8]:
-    """shape [..., k] of weights -> blocks uint8[..., k/128*22]."""
-    rng = np.random.default_rng(sum(shape))
-    rows, k = int(np.prod(shape[:-1])), shape[-1]
-    codes = rng.integers(0, CODES, (rows, k // 4), dtype=np.uint8)
-    packed = sherry.BLOCKS.pack(codes, rng.uniform(0.01, 1, (rows, k // SHERRY.block)).astype(np.float32))
-    return packed.reshape(*shape[:-1], -1)
-
-
-def dequantize(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    flat = sherry.SHERRY.dequantize(packed.reshape(-1, packed.shape[-1])).astype(np.float64)
-    return flat.reshape(*packed.shape[:-1], -1)
-
-
-def assert_product(result: npt.NDArray[np.float32], w: npt.NDArray[np.float64], x: npt.NDArray[np.float64]) -> None:
-    """result[..., rows] of w[..., rows, k] and x[..., k]."""
-    expected = np.einsum("...rk,...k->...r", w, x)
-    tolerance = (1 + w.shape[-1] / SHERRY.block) * 2.0**-24 * np.einsum("...rk,...k->...r", np.abs(w), np.abs(x))
-    assert (np.abs(result.reshape(expected.shape) - expected) <= tolerance).all()
-
-
-@pytest.fixture(params=[False, True], ids=["rows", "tiles"])
-def tiles(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
-
-
 # tokens: 1 to 4 of one call, 16 whose tables are shared, more in panels of 8
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 15, 16, 17, 31, 64])
 @pytest.mark.parametrize("k", [128, 384, 2304])  # 2304: more blocks than a thread makes tables of at a time
 def test_mul_mat(ggml: Any, dequantized_activations: Round, tiles: bool, k: int, n: int) -> None:
-    packed = random_blocks(65, k)
+    packed = random_blocks(SHERRY, 65, k)
     x = np.random.default_rng(n).standard_normal((n, k)).astype(np.float32)
     result = ggml.compute("mul_mat", packed, x, tiles=tiles)
-    assert_product(result, dequantize(packed)[None], dequantized_activations(x))
+    assert_product(SHERRY, result, dequantize(SHERRY, packed)[None], dequantized_activations(x))
 
 
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 100, 300])
@@ -64,18 +32,18 @@ def test_mul_mat(ggml: Any, dequantized_activations: Round, tiles: bool, k: int,
 def test_mul_mat_is_the_same_whoever_does_it(
     ggml: Any, dequantized_activations: Round, tiles: bool, rows: int, threads: int
 ) -> None:
-    packed = random_blocks(rows, 384)
+    packed = random_blocks(SHERRY, rows, 384)
     for n in (1, 20):
         x = np.random.default_rng(n).standard_normal((n, 384)).astype(np.float32)
         result = ggml.compute("mul_mat", packed, x, tiles=tiles, threads=threads)
-        assert_product(result, dequantize(packed)[None], dequantized_activations(x))
+        assert_product(SHERRY, result, dequantize(SHERRY, packed)[None], dequantized_activations(x))
         np.testing.assert_array_equal(result, ggml.compute("mul_mat", packed, x, tiles=tiles, threads=2))
 
 
 @pytest.mark.parametrize("rows", [31, 32, 33, 300])
 @pytest.mark.parametrize("k", [128, 2304])
 def test_rows_and_tiles_give_the_same_bits(ggml: Any, rows: int, k: int) -> None:
-    packed = random_blocks(2, rows, k)
+    packed = random_blocks(SHERRY, 2, rows, k)
     for n in (1, 5, 20):
         x = np.random.default_rng(n).standard_normal((2, n, k)).astype(np.float32)
         from_rows = ggml.compute("mul_mat", packed, x)
@@ -87,16 +55,17 @@ def test_rows_and_tiles_give_the_same_bits(ggml: Any, rows: int, k: int) -> None
 
 
 def test_mul_mat_of_no_activations(ggml: Any, tiles: bool) -> None:
-    assert ggml.compute("mul_mat", random_blocks(64, 256), np.zeros((0, 256), np.float32), tiles=tiles).size == 0
+    packed, x = random_blocks(SHERRY, 64, 256), np.zeros((0, 256), np.float32)
+    assert ggml.compute("mul_mat", packed, x, tiles=tiles).size == 0
 
 
 def test_mul_mat_of_fewer_matrices_than_activations(ggml: Any, dequantized_activations: Round, tiles: bool) -> None:
-    packed = random_blocks(2, 48, 384)
+    packed = random_blocks(SHERRY, 2, 48, 384)
     for n in (5, 20):
         x = np.random.default_rng(n).standard_normal((3, 4, n, 384)).astype(np.float32)
         result = ggml.compute("mul_mat", packed, x, tiles=tiles)
-        repeated = np.repeat(dequantize(packed), 2, axis=0)  # matrices 0, 0, 1, 1
-        assert_product(result, repeated[None, :, None], dequantized_activations(x))
+        repeated = np.repeat(dequantize(SHERRY, packed), 2, axis=0)  # matrices 0, 0, 1, 1
+        assert_product(SHERRY, result, repeated[None, :, None], dequantized_activations(x))
 
 
 # ggml's axes 0..3 are NumPy's 3..0
@@ -113,21 +82,21 @@ def test_mul_mat_of_activations_that_are_not_contiguous(
         permuted = np.zeros(4, int)
         permuted[list(axes)] = index
         x[tuple(permuted[::-1])] = stored[index[::-1]]
-    packed = random_blocks(80, 256)
+    packed = random_blocks(SHERRY, 80, 256)
     result = ggml.compute("mul_mat", packed, stored, tiles=tiles, permute=axes)
-    assert_product(result, dequantize(packed)[None, None, None], dequantized_activations(x))
+    assert_product(SHERRY, result, dequantize(SHERRY, packed)[None, None, None], dequantized_activations(x))
 
 
 @pytest.mark.parametrize("n", [1, 33, 64])
 @pytest.mark.parametrize("used", [1, 2], ids=["shared", "own"])  # activations: of a token, of each of its experts
 def test_mul_mat_id(ggml: Any, dequantized_activations: Round, tiles: bool, n: int, used: int) -> None:
     rng = np.random.default_rng(n)
-    packed = random_blocks(5, 80, 384)
+    packed = random_blocks(SHERRY, 5, 80, 384)
     x = rng.standard_normal((n, used, 384)).astype(np.float32)
     experts = np.stack([1 + rng.permutation(4)[:2] for _ in range(n)]).astype(np.int32)  # nobody uses the first one
     experts[0] = 3, 1
     result = ggml.compute("mul_mat_id", packed, x, experts, tiles=tiles)
-    assert_product(result, dequantize(packed)[experts], dequantized_activations(x))
+    assert_product(SHERRY, result, dequantize(SHERRY, packed)[experts], dequantized_activations(x))
 
     # bit for bit what the expert's matrix alone gives
     result = result.reshape(n, 2, 80)
@@ -138,13 +107,13 @@ def test_mul_mat_id(ggml: Any, dequantized_activations: Round, tiles: bool, n: i
 
 
 def test_get_rows(ggml: Any) -> None:
-    packed = random_blocks(50, 640)
+    packed = random_blocks(SHERRY, 50, 640)
     rows = np.array([49, 0, 7, 7, 23], dtype=np.int32)
     result = ggml.compute("get_rows", packed, rows)
-    np.testing.assert_array_equal(result.reshape(5, 640), sherry.SHERRY.dequantize(packed)[rows])
+    np.testing.assert_array_equal(result.reshape(5, 640), SHERRY.dequantize(packed)[rows])
 
 
 def test_out_prod(ggml: Any) -> None:
-    packed = random_blocks(8, 256)
+    packed = random_blocks(SHERRY, 8, 256)
     same = ggml.compute("out_prod", packed, np.eye(8, dtype=np.float32))
-    np.testing.assert_array_equal(same.reshape(8, 256), sherry.SHERRY.dequantize(packed))
+    np.testing.assert_array_equal(same.reshape(8, 256), SHERRY.dequantize(packed))

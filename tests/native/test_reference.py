@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from operands import IMPORTANCE, importance_of
 
 from sherry_gguf.formats import sherry
 from sherry_gguf.formats.groups import CODES, PATTERNS
@@ -90,16 +91,11 @@ def test_every_code_in_every_position(ggml: Any) -> None:
     np.testing.assert_array_equal(ggml.quantize(expected), data)
 
 
-@pytest.mark.parametrize("importance", ["none", "random", "zero", "zero in places"])
+@pytest.mark.parametrize("importance", IMPORTANCE)
 def test_weights_on_the_grid_stay_as_they_are(ggml: Any, importance: str) -> None:
     weights = on_grid(8, 384)
     weights[3, 128:256] = 0
-    m = {
-        "none": None,
-        "random": np.random.default_rng(1).exponential(1, 384).astype(np.float32),
-        "zero": np.zeros(384, np.float32),
-        "zero in places": (np.arange(384) % 3).astype(np.float32),
-    }[importance]
+    m = importance_of(importance, 384)
     data = ggml.quantize(weights, m)
     np.testing.assert_array_equal(ggml.dequantize(data), weights)
     np.testing.assert_array_equal(data, sherry.SHERRY.pack(weights))

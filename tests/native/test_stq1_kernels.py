@@ -94,35 +94,12 @@ def test_edges_of_activations(ggml: Any, stq1_0: Any, kernel: Any) -> None:
         assert np.isnan(expected["d"][1]) == (not np.isfinite(value))
 
 
-SHAPES = [(1,), (31,), (32,), (33,), (100,), (3, 40), (2, 2, 70)]  # of rows
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_tensor_is_read_and_written_whole_and_in_pieces(ggml: Any, stq1_0: Any, shape: tuple[int, ...]) -> None:
-    rng = np.random.default_rng(0)
-    data = rng.integers(0, 256, int(np.prod(shape)) * 3 * 42, dtype=np.uint8)  # any bytes
-    with ggml.tiled((*shape, 3 * 42), stq1_0) as tensor:
-        tensor.set(0, data)
-        np.testing.assert_array_equal(tensor.get(0, data.size), data)
-        data = data[::-1].copy()
-        cuts = np.unique([0, data.size, *rng.integers(0, data.size, 20)])
-        for begin, end in rng.permutation(np.stack([cuts[:-1], cuts[1:]], axis=1)):
-            tensor.set(int(begin), data[begin:end])
-        for begin, end in np.sort(rng.integers(0, data.size + 1, (20, 2)), axis=1):
-            np.testing.assert_array_equal(tensor.get(int(begin), int(end - begin)), data[begin:end])
-
-
 def test_tiles_take_44_bytes_a_block(ggml: Any, stq1_0: Any) -> None:
     with ggml.tiled((33, 3 * 42), stq1_0) as tensor:
         ggml.base.ggml_backend_buft_get_alloc_size.restype = ctypes.c_size_t
         buffer_type = ctypes.c_void_p(ggml.cpu.ggml_backend_cpu_sherry_buffer_type())
         size = ggml.base.ggml_backend_buft_get_alloc_size(buffer_type, ctypes.c_void_p(tensor.handle))
         assert size == 33 * 3 * 44
-
-
-@pytest.fixture(params=[False, True], ids=["rows", "tiles"])
-def tiles(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import stq1_oracle as oracle
+from operands import IMPORTANCE, importance_of
 
 pytestmark = pytest.mark.runtime
 
@@ -60,16 +61,11 @@ def test_quantize_equals_the_oracle(ggml: Any, stq1_0: Any, k: int) -> None:
     assert not data[3, :42].any()
 
 
-@pytest.mark.parametrize("importance", ["none", "random", "zero", "zero in places"])
+@pytest.mark.parametrize("importance", IMPORTANCE)
 def test_weights_on_the_grid_come_back(ggml: Any, stq1_0: Any, importance: str) -> None:
     weights = on_grid(8, 768)
     weights[3, 256:512] = 0
-    m = {
-        "none": None,
-        "random": np.random.default_rng(1).exponential(1, 768).astype(np.float32),
-        "zero": np.zeros(768, np.float32),
-        "zero in places": (np.arange(768) % 3).astype(np.float32),
-    }[importance]
+    m = importance_of(importance, 768)
     data = ggml.quantize(weights, m, stq1_0)
     np.testing.assert_array_equal(ggml.dequantize(data, stq1_0), weights)
     np.testing.assert_array_equal(ggml.quantize(ggml.dequantize(data, stq1_0), m, stq1_0), data)

@@ -146,20 +146,22 @@ def test_scales(ggml: Any, tile_kernel: Any) -> None:
 SHAPES = [(1,), (31,), (32,), (33,), (100,), (3, 40), (2, 2, 70)]  # of rows
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_tensor_is_read_as_it_was_written(ggml: Any, shape: tuple[int, ...]) -> None:
-    rows = random_rows(int(np.prod(shape)), 3)
-    with ggml.tiled((*shape, rows.shape[1])) as tensor:
-        tensor.set(0, rows.reshape(-1))
-        np.testing.assert_array_equal(tensor.get(0, rows.size), rows.reshape(-1))
+# blocks of a row: parts of a piece of 128 weights, and whole ones
+BLOCKS = [("sherry", 3), ("sherry_2p", 3), ("stq1_0", 3), ("sherry_g32", 1), ("sherry_g32", 5), ("sherry_g32", 8)]
 
 
+@pytest.mark.parametrize(("name", "blocks"), BLOCKS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_tensor_is_read_and_written_in_pieces(ggml: Any, shape: tuple[int, ...]) -> None:
-    data = random_rows(int(np.prod(shape)), 3).reshape(-1)
+def test_a_tensor_is_read_and_written_whole_and_in_pieces(
+    ggml: Any, kinds: Any, name: str, blocks: int, shape: tuple[int, ...]
+) -> None:
+    row_bytes = blocks * kinds[name].block_bytes
     rng = np.random.default_rng(0)
-    with ggml.tiled((*shape, 3 * SHERRY.block_bytes)) as tensor:
-        tensor.set(0, np.zeros_like(data))
+    data = rng.integers(0, 256, int(np.prod(shape)) * row_bytes, dtype=np.uint8)  # any bytes
+    with ggml.tiled((*shape, row_bytes), kinds[name]) as tensor:
+        tensor.set(0, data)
+        np.testing.assert_array_equal(tensor.get(0, data.size), data)
+        data = data[::-1].copy()
         cuts = np.unique([0, data.size, *rng.integers(0, data.size, 20)])
         for begin, end in rng.permutation(np.stack([cuts[:-1], cuts[1:]], axis=1)):
             tensor.set(int(begin), data[begin:end])
