@@ -31,13 +31,10 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def add_flags(parser: argparse.ArgumentParser, types: str, tests: str) -> None:
-    """types and tests: the defaults."""
+def add_model_flags(parser: argparse.ArgumentParser, types: str) -> None:
+    """Which models of random weights; types: the default."""
     parser.add_argument("--shape", choices=SHAPES, default="1b", help="(1b)")
     parser.add_argument("--types", default=types, metavar="A,B,..", help=f"({types})")
-    parser.add_argument("--tests", default=tests, metavar="A,B,..", help=f"ppN, tgN, bN ({tests})")
-    parser.add_argument("--threads", type=int, default=cpus(), metavar="N", help=f"(all: {cpus()})")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="(5)")
     parser.add_argument(
         "--output-tensor-type",
         type=str.upper,
@@ -47,6 +44,14 @@ def add_flags(parser: argparse.ArgumentParser, types: str, tests: str) -> None:
     )
     parser.add_argument("--build", type=Path, metavar="DIR", help="a build of your own: DIR/bin/llama-bench")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the models here, and use those that are there")
+
+
+def add_flags(parser: argparse.ArgumentParser, types: str, tests: str) -> None:
+    """types and tests: the defaults."""
+    add_model_flags(parser, types)
+    parser.add_argument("--tests", default=tests, metavar="A,B,..", help=f"ppN, tgN, bN ({tests})")
+    parser.add_argument("--threads", type=int, default=cpus(), metavar="N", help=f"(all: {cpus()})")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="(5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
 
 
