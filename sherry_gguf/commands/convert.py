@@ -17,10 +17,12 @@ from typing import Any
 from rich.console import Console
 from transformers.utils import logging as transformers_log
 
+from sherry_gguf.checkpoint import Source
 from sherry_gguf.commands import ways_out
 from sherry_gguf.commands.help_page import groups
 from sherry_gguf.commands.source_flags import configure_source, source_of
 from sherry_gguf.convert.calibrated import Calibration
+from sherry_gguf.convert.card import card, card_beside, read_parity, write_card
 from sherry_gguf.convert.parts import parse_size
 from sherry_gguf.convert.pipeline import convert
 from sherry_gguf.convert.summary import Conversion, as_json, print_conversion
@@ -154,6 +156,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--json", action="store_true", help="print one JSON object: files, verdict, sizes, types, notes, seconds"
     )
+    output.add_argument(
+        "--card",
+        action="store_true",
+        help="write a model card, README.md beside the file: where it is from, verdict, sizes, how to run it",
+    )
+    output.add_argument(
+        "--parity", metavar="FILE", type=Path, help="what `sherry-gguf parity --json FILE` wrote, for the card"
+    )
     output.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
 
     checks.add_argument(
@@ -170,7 +180,8 @@ def execute(args: argparse.Namespace) -> int:
     start = time.monotonic()
     try:
         with _upstream_log(args.verbose, args.quiet):
-            written = _convert_vocabulary(args) if args.vocab_only else _convert(args)
+            source = source_of(args)
+            written = _convert_vocabulary(args, source) if args.vocab_only else _convert_weights(args, source)
     except SherryError:
         if args.verbose:
             traceback.print_exc()
@@ -252,9 +263,21 @@ def _calibration_of(args: argparse.Namespace) -> Calibration | None:
     return Calibration(args.calibrate, **given)
 
 
-def _convert(args: argparse.Namespace) -> Conversion:
+def _convert_weights(args: argparse.Namespace, source: Source) -> Conversion:
+    if args.parity is not None and not args.card:
+        raise SherryError("--parity belongs to --card")
+    if not args.card or args.dry_run:
+        return _convert(args, source)
+    beside = card_beside(source, args.outfile, args.force)
+    parity = None if args.parity is None else read_parity(args.parity)
+    conversion = _convert(args, source)
+    write_card(beside, card(conversion, str(args.model), args.revision, parity), args.force)
+    return conversion
+
+
+def _convert(args: argparse.Namespace, source: Source) -> Conversion:
     return convert(
-        source_of(args),
+        source,
         args.outfile,
         types=TypeChoice(
             args.token_embedding_type and parse_type(args.token_embedding_type),
@@ -274,9 +297,9 @@ def _convert(args: argparse.Namespace) -> Conversion:
     )
 
 
-def _convert_vocabulary(args: argparse.Namespace) -> VocabularyFile:
-    if args.dry_run or args.split_max_size:
-        raise SherryError("--vocab-only writes one small file, and goes with neither --dry-run nor --split-max-size")
+def _convert_vocabulary(args: argparse.Namespace, source: Source) -> VocabularyFile:
+    if args.dry_run or args.split_max_size or args.card:
+        raise SherryError("--vocab-only writes one small file, without --dry-run, --split-max-size and --card")
     return convert_vocabulary(
-        source_of(args), args.outfile, model_name=args.model_name, metadata=args.metadata, force=args.force
+        source, args.outfile, model_name=args.model_name, metadata=args.metadata, force=args.force
     )

@@ -122,7 +122,7 @@ def test_quiet_says_nothing(tiny_checkpoint, tmp_path):
 
 def test_parts_and_a_vocabulary(tiny_checkpoint, tmp_path):
     line = ("-m", "sherry_gguf.convert", tiny_checkpoint, "--outfile", "x.gguf", "--no-verify")
-    done = run(*line, "--split-max-size", "2M", cwd=tmp_path)
+    done = run(*line, "--split-max-size", "700K", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     parts = sorted(path.name for path in tmp_path.iterdir())
     assert len(parts) > 1
