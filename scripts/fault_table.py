@@ -90,7 +90,7 @@ def ours(place: Place) -> list[Program]:
 
 
 def upstreams(place: Place) -> list[Program]:
-    converter = llama_cpp.source() / "convert_hf_to_gguf.py"
+    converter = llama_cpp.find_source() / "convert_hf_to_gguf.py"
     quantize = llama_cpp.find_build().program("llama-quantize")
     wide, narrow = place.outfile, place.outfile.with_name("q8_0.gguf")
     return [

@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="a patched source tree (default: that of `sherry-gguf build`)")
     args = parser.parse_args()
     try:
-        table = estimates(analyzer(), args.source or llama_cpp.source(), args.cpus)
+        table = estimates(analyzer(), args.source or llama_cpp.find_source(), args.cpus)
     except SherryError as error:
         sys.exit(f"error: {error}")
     if args.json:

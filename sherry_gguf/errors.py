@@ -32,6 +32,7 @@ class Way(Enum):
     NO_CALIBRATION = "convert it without a calibration"
     CHANGE_WEIGHTS = "allow a lossy conversion, which quantizes a plain model and changes its weights"
 
+    DOWNLOAD = "download it elsewhere, and name its folder"
     TRUST_REMOTE_CODE = "allow the model's own code to be executed, once you have read it"
 
     # choosing types

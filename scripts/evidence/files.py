@@ -56,7 +56,7 @@ def _write(build: llama_cpp.Build, directory: Path, method: str, to: Path) -> li
     files = {name: to / f"{method}-{name}.gguf" for name in _TYPES[method]}
     for name, file in files.items():
         if not file.is_file():
-            convert = llama_cpp.source() / "convert_hf_to_gguf.py"
+            convert = llama_cpp.find_source() / "convert_hf_to_gguf.py"
             plain = _plain(directory, method, to / "plain")
             _call(sys.executable, convert, plain, "--outtype", "f32", "--outfile", to / "f32.gguf")
             types = ["--pure", "--token-embedding-type", "q8_0", to / "f32.gguf", file, name]

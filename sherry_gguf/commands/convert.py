@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from transformers.utils import logging as transformers_log
 
+from sherry_gguf.checkpoint import Source
 from sherry_gguf.commands import ways_out
 from sherry_gguf.commands.help_page import groups
 from sherry_gguf.commands.source_flags import configure_source, source_of
 from sherry_gguf.convert.calibrated import Calibration
+from sherry_gguf.convert.card import card, card_beside, read_parity, write_card
+from sherry_gguf.convert.parts import parse_size
 from sherry_gguf.convert.pipeline import convert
-from sherry_gguf.convert.summary import Conversion, print_conversion
+from sherry_gguf.convert.summary import Conversion, as_json, print_conversion
 from sherry_gguf.convert.type_choice import (
     AUTO,
     DEFAULT_DENSE_TYPE,
@@ -33,6 +39,7 @@ from sherry_gguf.convert.type_choice import (
     parse_override,
     parse_type,
 )
+from sherry_gguf.convert.vocab_only import VocabularyFile, convert_vocabulary
 from sherry_gguf.errors import SherryError, Way
 from sherry_gguf.formats.sherry import SHERRY
 from sherry_gguf.formats.table import tensor_types
@@ -131,7 +138,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--force", action="store_true", help="replace an existing outfile")
     output.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
     output.add_argument("--model-name", metavar="NAME", help="general.name in the file")
-    output.add_argument("--metadata", metavar="FILE", type=Path, help="JSON file that overrides authorship metadata")
+    output.add_argument(
+        "--metadata",
+        metavar="FILE",
+        type=Path,
+        help="JSON file whose entries (general.author, general.license.name, ..) win over what the model's folder says",
+    )
+    output.add_argument(
+        "--split-max-size",
+        metavar="N(K|M|G)",
+        help="at most this many bytes of tensors in a file; a larger model becomes several, of which llama.cpp is "
+        "given the first",
+    )
+    output.add_argument(
+        "--vocab-only", action="store_true", help="write the tokenizer and the parameters, and no weights"
+    )
+    output.add_argument(
+        "--json", action="store_true", help="print one JSON object: files, verdict, sizes, types, notes, seconds"
+    )
+    output.add_argument(
+        "--card",
+        action="store_true",
+        help="write a model card, README.md beside the file: where it is from, verdict, sizes, how to run it",
+    )
+    output.add_argument(
+        "--parity", metavar="FILE", type=Path, help="what `sherry-gguf parity --json FILE` wrote, for the card"
+    )
+    output.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
 
     checks.add_argument(
         "--no-verify",
@@ -144,19 +177,37 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
+    start = time.monotonic()
     try:
-        with _upstream_log(args.verbose):
-            conversion = _convert(args)
+        with _upstream_log(args.verbose, args.quiet):
+            source = source_of(args)
+            written = _convert_vocabulary(args, source) if args.vocab_only else _convert_weights(args, source)
     except SherryError:
         if args.verbose:
             traceback.print_exc()
         raise
-    console = Console(soft_wrap=True, markup=False, emoji=False)  # names of files are no markup
-    print_conversion(conversion, console)
-    console.print("dry run: nothing written" if args.dry_run else f"wrote {conversion.outfile}", highlight=False)
-    if not args.dry_run:
-        console.print(_verdict(conversion), highlight=False)
+    if args.json:
+        print(json.dumps({**_fields(written, args.dry_run), "seconds": round(time.monotonic() - start, 3)}, indent=1))
+    elif not args.quiet:
+        _show(written, args.dry_run)
     return 0
+
+
+def _fields(written: Conversion | VocabularyFile, dry_run: bool) -> dict[str, Any]:
+    if isinstance(written, VocabularyFile):
+        return {"output": str(written.outfile), "files": [str(written.outfile)], "tokens": written.tokens}
+    return {**as_json(written), "dry_run": dry_run}
+
+
+def _show(written: Conversion | VocabularyFile, dry_run: bool) -> None:
+    console = Console(soft_wrap=True, markup=False, emoji=False)  # names of files are no markup
+    if isinstance(written, VocabularyFile):
+        console.print(f"wrote {written.outfile}\n{written.tokens:,} tokens, no weights", highlight=False)
+        return
+    print_conversion(written, console)
+    for file in written.files:
+        console.print(f"would write {file}" if dry_run else f"wrote {file}", highlight=False)
+    console.print("dry run: nothing written" if dry_run else _verdict(written), highlight=False)
 
 
 def _verdict(conversion: Conversion) -> str:
@@ -167,10 +218,10 @@ def _verdict(conversion: Conversion) -> str:
 
 
 @contextmanager
-def _upstream_log(verbose: bool) -> Iterator[None]:
+def _upstream_log(verbose: bool, quiet: bool) -> Iterator[None]:
     """What llama.cpp's converter logs goes to stderr: all at once and verbosely, or the warnings where it succeeds.
 
-    Before a refusal warnings would hide its one line.
+    Before a refusal warnings would hide its one line. quiet: nor where it succeeds.
     """
     to_stderr = logging.StreamHandler()
     to_stderr.setFormatter(logging.Formatter("llama.cpp's converter: %(message)s"))
@@ -185,6 +236,8 @@ def _upstream_log(verbose: bool) -> Iterator[None]:
     except BaseException:
         kept.buffer.clear()  # before the end of the process, which writes what is kept
         raise
+    if quiet:
+        kept.buffer.clear()
     kept.flush()
 
 
@@ -210,9 +263,21 @@ def _calibration_of(args: argparse.Namespace) -> Calibration | None:
     return Calibration(args.calibrate, **given)
 
 
-def _convert(args: argparse.Namespace) -> Conversion:
+def _convert_weights(args: argparse.Namespace, source: Source) -> Conversion:
+    if args.parity is not None and not args.card:
+        raise SherryError("--parity belongs to --card")
+    if not args.card or args.dry_run:
+        return _convert(args, source)
+    beside = card_beside(source, args.outfile, args.force)
+    parity = None if args.parity is None else read_parity(args.parity)
+    conversion = _convert(args, source)
+    write_card(beside, card(conversion, str(args.model), args.revision, parity), args.force)
+    return conversion
+
+
+def _convert(args: argparse.Namespace, source: Source) -> Conversion:
     return convert(
-        source_of(args),
+        source,
         args.outfile,
         types=TypeChoice(
             args.token_embedding_type and parse_type(args.token_embedding_type),
@@ -224,8 +289,17 @@ def _convert(args: argparse.Namespace) -> Conversion:
         calibration=_calibration_of(args),
         model_name=args.model_name,
         metadata=args.metadata,
+        part_bytes=parse_size(args.split_max_size) if args.split_max_size else 0,
         force=args.force,
         verify=not args.no_verify,
         dry_run=args.dry_run,
-        progress=sys.stderr.isatty(),
+        progress=sys.stderr.isatty() and not args.quiet,
+    )
+
+
+def _convert_vocabulary(args: argparse.Namespace, source: Source) -> VocabularyFile:
+    if args.dry_run or args.split_max_size or args.card:
+        raise SherryError("--vocab-only writes one small file, without --dry-run, --split-max-size and --card")
+    return convert_vocabulary(
+        source, args.outfile, model_name=args.model_name, metadata=args.metadata, force=args.force
     )

@@ -25,7 +25,7 @@ MAX_PERPLEXITY_CHANGE = 0.5
 MAX_KLD = 0.002
 MIN_TOP1 = 97.0
 
-WAYS = {**ways_out.SOURCE, **ways_out.BUILD, Way.CONTEXT: "take another --ctx-size"}
+WAYS = {**ways_out.SOURCE, **ways_out.GGUF, **ways_out.BUILD, Way.CONTEXT: "take another --ctx-size"}
 
 USAGE = "MODEL FILE --text FILE [FLAG ...]"
 

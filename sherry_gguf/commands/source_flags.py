@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sherry_gguf.checkpoint import Source
 from sherry_gguf.checkpoint.declared import check_regex
+from sherry_gguf.checkpoint.hub import fetched
 from sherry_gguf.commands.help_page import Groups
 from sherry_gguf.errors import SherryError
 from sherry_gguf.formats.groups import GRIDS, STRIDE
@@ -18,8 +19,12 @@ def configure_source(flags: Groups) -> None:
     """Declare the model and the flags that say how it is read."""
     basic, expert = flags.basic, flags.expert
     basic.add_argument(
-        "model", metavar="MODEL", type=Path, help="directory of the checkpoint, or a torch state dict (with --config)"
+        "model",
+        metavar="MODEL",
+        type=Path,
+        help="directory of the checkpoint, a torch state dict (with --config), or its id on the Hugging Face Hub",
     )
+    basic.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a model on the Hub")
     basic.add_argument(
         "--config", type=Path, metavar="DIR", help="where config.json and the tokenizer are, if elsewhere"
     )
@@ -72,7 +77,7 @@ def source_of(args: argparse.Namespace) -> Source:
     """What the flags say; SherryError for flags that contradict each other or are no regular expression."""
     layers = None if args.sherry_layers is None else check_regex(args.sherry_layers)
     return Source(
-        args.model,
+        fetched(args.model, args.revision, code=args.trust_remote_code),
         args.config,
         _granularity_of(args),
         layers,

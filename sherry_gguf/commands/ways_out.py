@@ -24,6 +24,7 @@ SOURCE: Final[Mapping[Way, str]] = {
     Way.DECLARE_TERNARY: "--method ternary reads them as they are",
     Way.DECLARE_ROUNDED: "if they were trained so, say how (--method absmean --granularity per_group --group-size 128)",
     Way.DECLARE_DENSE: "if they are latents of a dense ternary method, name it (--method bitnet)",
+    Way.DOWNLOAD: "download it elsewhere (`hf download {0} --local-dir DIR`), and convert that folder",
     Way.TRUST_REMOTE_CODE: "--trust-remote-code executes it, for those who have read it",
     Way.CHANGE_WEIGHTS: "--allow-lossy quantizes a plain model, and changes it",
 }

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from sherry_gguf import llama_cpp
@@ -13,20 +16,23 @@ from sherry_gguf.errors import SherryError, Way
 _REASON = re.compile(r"error loading model: (.+)")
 
 
-def load(path: Path) -> bool:
-    """Let llama.cpp load all of a file but the weights, so that it looks up every tensor in the shape that it needs.
+def load(files: Sequence[Path], names: Sequence[str]) -> bool:
+    """Let llama.cpp load all of a model but the weights, so that it looks up every tensor in the shape that it needs.
+
+    files: the model's one file or its parts; names: what they will be called, as llama.cpp finds parts by their names.
 
     Nothing is built for this: False if there is no runtime to ask. Raises SherryError with llama.cpp's own words if it
     does not load the file.
     """
     try:
         program = llama_cpp.find_build().program("sherry-logits")
-        done = subprocess.run(
-            [program, "-m", path, "--check"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # the words before a stack are what matters
-        )
+        with _under(names, files) as first:
+            done = subprocess.run(
+                [program, "-m", first, "--check"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # the words before a stack are what matters
+            )
     except (SherryError, OSError):
         return False
     if done.returncode != 0:
@@ -39,3 +45,15 @@ def load(path: Path) -> bool:
             Way.UNVERIFIED,
         )
     return True
+
+
+@contextmanager
+def _under(names: Sequence[str], files: Sequence[Path]) -> Iterator[Path]:
+    """The first of the files; those of a model in parts under these names, in a folder of links."""
+    if len(files) == 1:
+        yield files[0]
+        return
+    with tempfile.TemporaryDirectory(prefix="sherry-convert-") as folder:
+        for name, file in zip(names, files, strict=True):
+            Path(folder, name).symlink_to(os.path.abspath(file))
+        yield Path(folder, names[0])

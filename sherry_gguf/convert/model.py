@@ -62,9 +62,12 @@ class Job:
     provenance: Mapping[str, str | int] = field(default_factory=dict)
 
 
-def open_model(job: Job, outfile: Path, model_name: str | None = None, metadata: Path | None = None) -> Any:
+def open_model(
+    job: Job, outfile: Path, model_name: str | None = None, metadata: Path | None = None, part_bytes: int = 0
+) -> Any:
     """An instance of upstream's ModelBase for this checkpoint's architecture. Its weights are lazy: none is read.
 
+    part_bytes: of tensors in a file at most, of which there are several then; 0 for one file of any size.
     Needs llama_cpp.use_pinned_gguf() first. Raises SherryError for an architecture that upstream does not know.
     """
     import gguf
@@ -80,6 +83,7 @@ def open_model(job: Job, outfile: Path, model_name: str | None = None, metadata:
             outfile,
             model_name=model_name,
             metadata_override=metadata,
+            split_max_size=part_bytes,
             hparams=hparams,
         )
 

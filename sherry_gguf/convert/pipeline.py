@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +11,15 @@ import numpy as np
 
 from sherry_gguf import llama_cpp
 from sherry_gguf.checkpoint import Source
-from sherry_gguf.checkpoint.remote_code import remote_code
 from sherry_gguf.convert import settings
 from sherry_gguf.convert.calibrated import Calibration, calibrate_job, calibration_job, notes_on, without
 from sherry_gguf.convert.complete import require_loadable
+from sherry_gguf.convert.guards import inputs_of, one_line_errors, require_tokenizer
 from sherry_gguf.convert.library import use_library_quantizers
 from sherry_gguf.convert.loading import load
 from sherry_gguf.convert.model import Job, open_model
 from sherry_gguf.convert.naming import directory_for, template, under_its_name
+from sherry_gguf.convert.parts import rename_all, temporaries_beside
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.convert.regridded import regridded
 from sherry_gguf.convert.settle import settle
@@ -28,8 +27,8 @@ from sherry_gguf.convert.summary import Conversion, WrittenTensor
 from sherry_gguf.convert.type_choice import OUTPUT, TypeChoice
 from sherry_gguf.convert.verify import require_finite
 from sherry_gguf.convert.verify import verify as verify_file
-from sherry_gguf.errors import SherryError, Way, says_no_memory
-from sherry_gguf.files.outfile import naming_full_disk, rename_durably, require_free, temporary_beside
+from sherry_gguf.errors import SherryError, Way
+from sherry_gguf.files.outfile import naming_full_disk, require_free
 from sherry_gguf.formats.registration import use_exact_q4_0
 from sherry_gguf.weights.channel_order import KEY, REGRIDDED
 
@@ -43,6 +42,7 @@ def convert(
     calibration: Calibration | None = None,
     model_name: str | None = None,
     metadata: Path | None = None,
+    part_bytes: int = 0,
     force: bool = False,
     verify: bool = True,
     dry_run: bool = False,
@@ -55,6 +55,8 @@ def convert(
     types          of the file's tensors; the values written are those of exact blocks in whatever type
     regrid         reorder channels so that groups of neighbours are STQ1_0's (``weights/channel_order.py``)
     calibration    choose other weights for a plain model, on a text (``convert/calibrated.py``)
+    metadata       a JSON file with general.* entries that win over what the model's folder says, as gguf-py reads it
+    part_bytes     of tensors in a file at most: a larger model becomes parts, OUTFILE-00001-of-00002.gguf and so on
     force          replace an existing outfile (only once the new file is complete and verified)
     verify         compare the file with the checkpoint, and let llama.cpp load it where it is built
     dry_run        write nothing
@@ -70,8 +72,9 @@ def convert(
         )
     if metadata is not None and not metadata.is_file():
         raise SherryError(f"{metadata}: no such file")
-    if outfile is not None and not outfile.is_dir():  # in a directory the file is named by upstream's rule
-        require_free(outfile, force or dry_run, _inputs(source, metadata))
+    # in a directory the file is named by upstream's rule, and parts by their number
+    if outfile is not None and not outfile.is_dir() and not part_bytes:
+        require_free(outfile, force or dry_run, inputs_of(source, metadata))
     llama_cpp.use_pinned_gguf()
     use_library_quantizers(types.library_types())
     use_exact_q4_0()
@@ -85,54 +88,50 @@ def convert(
     if regrid is not None:
         job = replace(job, plan=regridded(job.plan, checkpoint))
     proposed = template(outfile) if outfile else directory_for(source.model)
-    _require_tokenizer(checkpoint.directory)
-    with _upstream(source):
+    require_tokenizer(checkpoint.directory)
+    with one_line_errors(source):
         settled = settle(job, proposed, progress)
         job = replace(job, sherry_types=settled.types)
-        instance = open_model(job, proposed, model_name, metadata)
+        instance = open_model(job, proposed, model_name, metadata, part_bytes)
         instance.prepare_tensors()
         if calibration is not None and instance.recorder.otherwise:
             job = replace(job, plan=without(job.plan, instance.recorder.otherwise))
-            instance = open_model(job, proposed, model_name, metadata)
+            instance = open_model(job, proposed, model_name, metadata, part_bytes)
             instance.prepare_tensors()
         with under_its_name(checkpoint.directory) as instance.dir_model_card:
             instance.prepare_metadata(vocab_only=False)
         settings.name_an_end(instance, checkpoint.config)
         _require_loadable(instance)
     target: Path = instance.fname_out
+    targets: list[Path] = instance.gguf_writer.format_shard_names(target)
     tensors = _written(instance)
     notes = [*_notes(job, instance), *settled.notes]
-    conversion = Conversion(target, job.plan.summary(), tensors, job.losses, notes)
+    conversion = Conversion(targets[0], job.plan.summary(), tensors, job.losses, notes, targets)
     if dry_run:
         return conversion
 
-    require_free(target, force, _inputs(source, metadata))
+    for file in targets:
+        require_free(file, force, inputs_of(source, metadata))
     if calibration is not None:
         with naming_full_disk(target):
             calibrated = calibrate_job(job, calibration, target, progress)
         conversion = replace(conversion, losses=calibrated.weights, notes=[*notes, *calibrated.said()])
-    with temporary_beside(target) as temporary:
-        with _upstream(source), naming_full_disk(target):
-            _write(job, instance, temporary, progress)
-            require_finite(temporary, instance.recorder.exact)
+    with temporaries_beside(targets) as temporaries:
+        with one_line_errors(source), naming_full_disk(target):
+            _write(job, instance, temporaries, progress)
+            require_finite(temporaries, instance.recorder.exact)
             if verify:
                 as_trained = open_model(replace(job, as_trained=True, losses={}), target)
                 conversion = replace(
-                    conversion, verdict=verify_file(temporary, as_trained, progress, job.plan.is_calibrated)
+                    conversion, verdict=verify_file(temporaries, as_trained, progress, job.plan.is_calibrated)
                 )
                 job.losses.update(conversion.verdict.errors if conversion.verdict else {})
         if verify:
-            conversion = replace(conversion, loaded=load(temporary))
-        rename_durably(temporary, target, force)
+            conversion = replace(conversion, loaded=load(temporaries, [file.name for file in targets]))
+        rename_all(temporaries, targets, force)
     if calibration is not None:
         calibrated.state.remove()
     return conversion
-
-
-def _require_tokenizer(directory: Path) -> None:
-    """SherryError where nothing is named like a tokenizer's file: upstream's converter tells of what it tried."""
-    if not any(re.search(r"tok|vocab|\.model$", path.name, re.IGNORECASE) for path in directory.iterdir()):
-        raise SherryError(f"{directory}: has no tokenizer", Way.CONFIG_DIRECTORY)
 
 
 def _require_loadable(instance: Any) -> None:
@@ -145,18 +144,15 @@ def _require_loadable(instance: Any) -> None:
     require_loadable(metadata, shapes, known, tied=bool(instance.hparams.get("tie_word_embeddings", True)))
 
 
-def _inputs(source: Source, metadata: Path | None) -> list[Path]:
-    """Files that no output may replace: of the folders all but GGUF files, as an older output is often among them."""
-    named = [path for path in (source.model, source.config_dir, metadata) if path is not None]
-    inside = [path for folder in named if folder.is_dir() for path in folder.iterdir() if path.suffix != ".gguf"]
-    return [*named, *inside]
+def _write(job: Job, instance: Any, files: Sequence[Path], progress: bool) -> None:
+    """Write the files, as many as gguf-py's writer has divided the tensors among.
 
-
-def _write(job: Job, instance: Any, path: Path, progress: bool) -> None:
-    """Write the file. Raises UnfitScales if a scale that fp16 cannot hold went into a tensor that is not F32."""
+    Raises UnfitScales if a scale that fp16 cannot hold went into a tensor that is not F32.
+    """
     writer = instance.gguf_writer
     tensors = _written(instance)
-    writer.write_header_to_file(path=path)
+    writer.format_shard_names = lambda path: list(files)
+    writer.write_header_to_file(path=files[0])
     writer.write_kv_data_to_file()
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused when it is read back
@@ -168,27 +164,6 @@ def _write(job: Job, instance: Any, path: Path, progress: bool) -> None:
     by_choice = instance.recorder.baked - instance.recorder.exact
     if job.unfit_scales and any(t.type_name != "F32" for t in tensors if t.name in by_choice):
         raise job.unfit_scales[-1]
-
-
-@contextmanager
-def _upstream(source: Source) -> Iterator[None]:
-    """Around everything of upstream's converter, which executes code of a model, and raises whatever comes up for a
-    checkpoint that it cannot read: do not let it, and make that one line."""
-    model = source.model
-    try:
-        with remote_code(source.trust_remote_code):
-            yield
-    except SherryError:
-        raise
-    except OSError as error:
-        raise SherryError(f"{error.filename or model}: {error.strerror or error}") from error
-    except Exception as error:
-        if says_no_memory(error):
-            raise
-        said = " ".join(str(error).split()) or "no message"
-        raise SherryError(
-            f"{model}: llama.cpp's converter stopped with {type(error).__name__}: {said}", Way.WHERE
-        ) from error
 
 
 def _written(instance: Any) -> list[WrittenTensor]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -49,6 +50,7 @@ class WrittenTensor:
 class Conversion:
     """outfile; how the layers were read; the tensors; layer -> relative error where weights were changed.
 
+    files    what was written, or would be: outfile, or the parts, of which it is the first
     verdict  what was verified; None without verification
     loaded   llama.cpp was seen to load the file; False where it was not asked, as it is not built
     """
@@ -58,12 +60,40 @@ class Conversion:
     tensors: Sequence[WrittenTensor]
     losses: dict[str, float]
     notes: Sequence[str]
+    files: Sequence[Path] = ()
     verdict: Verdict | None = None
     loaded: bool = False
 
     def bits_per_weight(self, type_name: str | None = None) -> float:
         """The mean over all tensors, or over those of one type; nan when there are none."""
         return _bits_per_weight([t for t in self.tensors if type_name in (None, t.type_name)])
+
+
+def as_json(conversion: Conversion) -> dict[str, Any]:
+    """What a program wants to know of a conversion, in plain values."""
+    by_type: dict[str, list[WrittenTensor]] = {}
+    for tensor in conversion.tensors:
+        by_type.setdefault(tensor.type_name, []).append(tensor)
+    return {
+        "output": str(conversion.outfile),
+        "files": [str(file) for file in conversion.files],
+        "source": conversion.source,
+        "verdict": None if conversion.verdict is None else str(conversion.verdict),
+        "loaded": conversion.loaded,
+        **_sizes(conversion.tensors),
+        "types": {name: _sizes(members) for name, members in sorted(by_type.items())},
+        "losses": conversion.losses,
+        "notes": list(conversion.notes),
+    }
+
+
+def _sizes(tensors: Sequence[WrittenTensor]) -> dict[str, float]:
+    return {
+        "tensors": len(tensors),
+        "weights": sum(t.n_weights for t in tensors),
+        "bytes": sum(t.n_bytes for t in tensors),
+        "bits_per_weight": _bits_per_weight(tensors),
+    }
 
 
 def print_conversion(conversion: Conversion, console: Console) -> None:

@@ -51,8 +51,8 @@ class Verdict:
         )
 
 
-def verify(path: Path, as_trained: Any, progress: bool = False, calibrated: bool = False) -> Verdict:
-    """Compare the file with ``as_trained``, an ``open_model`` of a job with as_trained set.
+def verify(files: Sequence[Path], as_trained: Any, progress: bool = False, calibrated: bool = False) -> Verdict:
+    """Compare a model's file, or all its parts, with ``as_trained``, an ``open_model`` of a job with as_trained set.
 
     The expected tensors come from the checkpoint through upstream's rewriting as float32, their scales not rounded;
     the file's are read back from its bytes. calibrated: all bits are held equal, as the scales are fp16's already.
@@ -62,10 +62,12 @@ def verify(path: Path, as_trained: Any, progress: bool = False, calibrated: bool
 
     as_trained.prepare_tensors()
     recorder, expected = as_trained.recorder, take_tensors(as_trained)
-    tensors = open_gguf(path).tensors
+    tensors = [tensor for path in files for tensor in open_gguf(path).tensors]
     names = {tensor.name for tensor in tensors}
-    if names != set(expected):
-        raise SherryError(f"{path}: holds other tensors than the checkpoint gives: {sorted(names ^ set(expected))[:3]}")
+    if names != set(expected) or len(names) != len(tensors):
+        raise SherryError(
+            f"{files[0]}: holds other tensors than the checkpoint gives: {sorted(names ^ set(expected))[:3]}"
+        )
 
     sherry, types = WeightCheck(), set()
     errors: dict[str, float] = {}
@@ -75,11 +77,11 @@ def verify(path: Path, as_trained: Any, progress: bool = False, calibrated: bool
         if tensor_type is not None and tensor.name in recorder.exact:
             values = values.reshape(-1, values.shape[-1])
             if calibrated and not np.array_equal(tensor_type.dequantize(tensor.rows), values):
-                raise SherryError(f"{path}: {tensor.name} of the file is not what calibration chose")
+                raise SherryError(f"{tensor.place} of the file is not what calibration chose")
             sherry += compare(tensor.name, tensor.rows, values, tensor_type)
             types.add(tensor_type.name)
             if sherry.first_wrong:
-                raise SherryError(f"{path}: {sherry.first_wrong} of the file is not what was trained")
+                raise SherryError(f"{tensor.header.path}: {sherry.first_wrong} of the file is not what was trained")
             continue
         if tensor.name in recorder.baked and recorder.types.layers is not None:
             errors[tensor.name] = _error(gguf, tensor, values)
@@ -101,14 +103,14 @@ def _error(gguf: Any, tensor: FileTensor, values: Any) -> float:
     return float(np.linalg.norm(stored.reshape(values.shape).astype(np.float64) - values)) / max(norm, 1e-300)
 
 
-def require_finite(path: Path, exact: Collection[str]) -> None:
+def require_finite(files: Sequence[Path], exact: Collection[str]) -> None:
     """Raise SherryError for a tensor with a weight that its type cannot hold: an infinity or NaN when it is read back.
 
     exact: the tensors of Sherry layers, whose scales were checked when they were packed
     """
     import gguf
 
-    for tensor in open_gguf(path).tensors:
+    for tensor in (tensor for path in files for tensor in open_gguf(path).tensors):
         if tensor.name in exact or tensor.type is None:
             continue
         rows = tensor.stored.reshape(-1, tensor.stored.size // max(1, tensor.info.weights // tensor.info.row))

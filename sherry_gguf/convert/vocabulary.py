@@ -37,21 +37,30 @@ def _read_vocabulary(base: Any, directory: Path, hparams: dict[str, Any]) -> Non
     """What upstream does with a tokenizer when it converts; nothing is written, or logged."""
     import gguf
 
+    log = logging.getLogger(UPSTREAM_LOG)
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # of a tokenizer that it does not know, it says so in a dozen lines
+    try:
+        instance = without_tensors(base)(
+            directory, gguf.LlamaFileType.ALL_F32, directory / "vocabulary.gguf", hparams=hparams
+        )
+        instance.set_vocab()
+    finally:
+        log.setLevel(level)
+
+
+def without_tensors(base: Any) -> Any:
+    """Upstream's converter of an architecture, for models of which only the folder's other files count."""
+
     class Vocabulary(base):
-        """Upstream's converter of a model without tensors."""
+        """Reads no weights."""
 
         model_arch = base.model_arch
 
         def index_tensors(self, remote_hf_model_id: str | None = None) -> dict[str, Any]:
             return {}
 
-    log = logging.getLogger(UPSTREAM_LOG)
-    level = log.level
-    log.setLevel(logging.CRITICAL)  # of a tokenizer that it does not know, it says so in a dozen lines
-    try:
-        Vocabulary(directory, gguf.LlamaFileType.ALL_F32, directory / "vocabulary.gguf", hparams=hparams).set_vocab()
-    finally:
-        log.setLevel(level)
+    return Vocabulary
 
 
 def _said(error: Exception) -> str:

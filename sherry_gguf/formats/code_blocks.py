@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from sherry_gguf.errors import SherryError, Way
 from sherry_gguf.formats import scales as fp16
-from sherry_gguf.formats.groups import GROUP, Grid, codes_of, from_fours, ternary, to_fours
+from sherry_gguf.formats.groups import GROUP, Grid, codes_of, exact_codes_of, from_fours, ternary, to_fours
 from sherry_gguf.formats.planes import Planes
 
 F16 = npt.NDArray[np.float16]
@@ -88,6 +88,25 @@ class CodeBlocks:
         """float32[rows, k] -> blocks, as ``TensorType.encode``: each block's scale is its largest magnitude."""
         largest = np.abs(weights).reshape(len(weights), -1, self.block).max(axis=-1)
         return self._assemble(codes_of(self.to_fours(weights)), fp16.nearest(largest))
+
+    def encode_exact(self, weights: F32) -> U8 | None:
+        """As ``encode``, of weights that come back as they are; None where only ``decode`` can find out if they do.
+
+        Nothing is decoded: in each block the weights that are not 0 are those of one magnitude, which fp16 has. Float
+        bits are read three times, and all else is done with a bit a weight.
+        """
+        fours = self.to_fours(weights).reshape(-1, self.block)
+        first = np.abs(fours[:, :GROUP]).T
+        scales = np.maximum(np.maximum(first[0], first[1]), np.maximum(first[2], first[3]))
+        d = fp16.nearest(scales)
+        if not ((d == scales) & (d > 0) & np.isfinite(d)).all():
+            return None
+        nonzero = np.packbits(fours != 0, bitorder="little")
+        if not np.array_equal(nonzero, np.packbits(np.abs(fours) == scales[:, None], bitorder="little")):
+            return None
+        codes = exact_codes_of(nonzero, np.packbits(fours < 0, bitorder="little"))
+        rows = len(weights)
+        return None if codes is None else self._assemble(codes.reshape(rows, -1), d.reshape(rows, -1))
 
     def decode(self, blocks: U8) -> Planes:
         """blocks -> Planes, as ``TensorType.decode``."""

@@ -28,6 +28,7 @@ U8 = npt.NDArray[np.uint8]
 
 GROUP: Final = 4  # weights in a group
 CODES: Final = 32  # codes 0..31
+NO_CODES: Final = 0xFFFF
 
 Grid = Literal["consecutive", "stride16"]
 GRIDS: Final[tuple[Grid, ...]] = get_args(Grid)
@@ -75,6 +76,28 @@ def codes_of(weights: npt.NDArray[Any]) -> U8:
     trits = signs(weights).view(np.uint8) + np.uint8(1)
     codes: U8 = _CODE_OF_TRITS[trits.reshape(rows, k // GROUP, GROUP) @ _POWERS_OF_THREE]
     return codes
+
+
+def _pair_codes() -> npt.NDArray[np.uint16]:
+    """uint16[65536]: (bit p: weight p is not 0) | (bit p: weight p is negative) << 8 of eight weights -> two codes.
+
+    The code of the first four is the low byte. NO_CODES where either four have other than one zero.
+    """
+    codes = np.full((16, 16), 0xFF, dtype=np.uint16)  # [negative, nonzero] of four
+    bits = np.array([1, 2, 4, 8])
+    codes[(PATTERNS < 0) @ bits, (PATTERNS != 0) @ bits] = np.arange(CODES)
+    negative, nonzero = np.divmod(np.arange(1 << 16), 256)
+    first, second = codes[negative & 15, nonzero & 15], codes[negative >> 4, nonzero >> 4]
+    return np.where((first == 0xFF) | (second == 0xFF), NO_CODES, first | second << 8).astype("<u2")
+
+
+_PAIR_CODES = _pair_codes()
+
+
+def exact_codes_of(nonzero: U8, negative: U8) -> U8 | None:
+    """Bits of weights in fours, the first the lowest, uint8[n/8] -> codes uint8[n/4]; None where a four has none."""
+    pairs = _PAIR_CODES.take(nonzero | negative.astype(np.uint16) << 8)
+    return None if pairs.max(initial=0) == NO_CODES else pairs.view(np.uint8)
 
 
 def signs(weights: npt.NDArray[Any]) -> I8:

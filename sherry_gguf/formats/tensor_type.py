@@ -117,6 +117,8 @@ class TensorType(BlockType):
                 f"rows of {k} weights are no multiple of {self.block}, which {self.name} needs", Way.OTHER_TYPE
             )
         grid = self.grid or "consecutive"
+        if self.planes == 1 and self.codes is not None and (exact := self.codes.encode_exact(weights)) is not None:
+            return exact
         if self.planes == 1:
             scales.require_fit(np.abs(weights).reshape(rows, -1, self.block).max(axis=-1), self.block, grid)
         data = self.encode(weights)

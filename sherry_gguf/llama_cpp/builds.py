@@ -32,6 +32,7 @@ PROGRAMS = (
     "ggml-rpc-server",
     "sherry-logits",
 )
+FIRST = "llama-cli"  # built before the others where it is among them, and of use from then on
 # test-quant-type-selection is not among them: it asks a model hub for its data
 TESTS = ("test-quantize-fns", "test-backend-ops", "test-gguf")
 
@@ -100,8 +101,10 @@ def build(
             work.mkdir(exist_ok=True)
             used(work)
             tree.mirror(patched, work / "source")
-            compile_targets(work / "source", work, config, wanted, jobs)
-            _publish(work / "build/bin", cache / _build_name(patched.name, config), wanted)
+            is_first = found is None and FIRST in wanted and len(wanted) > 1
+            for stage in [[FIRST], wanted] if is_first else [wanted]:
+                compile_targets(work / "source", work, config, stage, jobs)
+                _publish(work / "build/bin", cache / _build_name(patched.name, config), stage)
             keep_recent(cache)
     found = _find(patches, config)
     if found is None:

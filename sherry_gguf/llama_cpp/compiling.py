@@ -19,10 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sherry_gguf.errors import SherryError
 from sherry_gguf.llama_cpp.cache import say
 from sherry_gguf.llama_cpp.config import Config
+from sherry_gguf.llama_cpp.found import lacks
 from sherry_gguf.llama_cpp.patching import git_environment
 
 SHOWN = 20  # lines of a failure
 QUIET = 30.0  # seconds between lines where there is no terminal
+STEP = 5.0  # seconds of a processor that one of ninja's steps takes: 270 took 12 minutes on two of Emerald Rapids
 STATUS = re.compile(r"\[(\d+)/(\d+)\] (.*)")
 
 
@@ -61,14 +63,30 @@ def compile_targets(source: Path, work: Path, config: Config, targets: Sequence[
         _show(_from_first(lines, "CMake Error") or lines[-SHOWN:])
         raise SherryError(f"cmake could not configure llama.cpp, see above and {log}")
 
+    for line in lacks((*config.found, *config.defines)):
+        say(line)
+    _estimate([ninja, "-C", str(build)], build, targets, jobs or os.cpu_count() or 1)
     build_command = [ninja, "-C", str(build), *([] if jobs is None else ["-j", str(jobs)]), *targets]
     with _Bar() as bar:
         status, lines = _start(build_command, environment, log, bar.line)
+    if any("UI: no assets available" in line for line in lines):
+        say(f"llama-server has no web page, as npm could not build it, most likely for lack of a network: see {log}")
     if status != 0:
         _show(_relevant(_from_first(lines, "FAILED:")) or lines[-SHOWN:])
         killed = any(re.search(r"\bKilled\b|[Oo]ut of memory|[Cc]annot allocate memory", line) for line in lines)
         hint = "; the compiler was killed, most likely for lack of memory: try -j 1" if killed else ""
         raise SherryError(f"the build of llama.cpp failed, see above and {log}{hint}")
+
+
+def _estimate(ninja: Sequence[str], build: Path, targets: Sequence[str], processors: int) -> None:
+    """Say how long a build will take, if that is minutes: of all the steps to the targets those never done before."""
+    done = subprocess.run([*ninja, "-t", "commands", *targets], stdin=subprocess.DEVNULL, capture_output=True)
+    log = build / ".ninja_log"
+    steps = len(done.stdout.splitlines()) - (len(log.read_bytes().splitlines()) if log.is_file() else 0)
+    minutes = round(steps * STEP / processors / 60)
+    if minutes > 0:
+        what = targets[0] if len(targets) == 1 else f"{len(targets)} programs"
+        say(f"building {what}: {steps} steps, about {minutes} minutes on {processors} processors")
 
 
 def _tool(name: str, attribute: str) -> str:

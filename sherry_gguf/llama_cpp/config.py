@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sherry_gguf.errors import SherryError
+from sherry_gguf.llama_cpp.found import found_defines
 
 DEFINES = (
     "CMAKE_BUILD_TYPE=Release",
@@ -21,11 +22,8 @@ DEFINES = (
     "LLAMA_BUILD_EXAMPLES=OFF",
     "LLAMA_BUILD_APP=OFF",
     "LLAMA_BUILD_SERVER=ON",
-    # the server's web page would be built with npm or downloaded
-    "LLAMA_BUILD_UI=OFF",
+    # the server's web page is built with npm (found.py), and not downloaded
     "LLAMA_USE_PREBUILT_UI=OFF",
-    # the same build everywhere; only downloading models over https needs it
-    "LLAMA_OPENSSL=OFF",
     # layers on other machines; RDMA would depend on the libraries of the machine that builds
     "GGML_RPC=ON",
     "GGML_RPC_RDMA=OFF",
@@ -47,6 +45,7 @@ class Config:
     source: str | None = None  # resolved path of a llama.cpp checkout; None for the pin
     defines: tuple[str, ...] = ()  # NAME=VALUE, after DEFINES
     environment: tuple[tuple[str, str], ...] = ()
+    found: tuple[str, ...] = ()  # likewise, before ``defines``: what the machine has (found.py)
 
     @classmethod
     def of(cls, source: Path | None, defines: tuple[str, ...]) -> Config:
@@ -55,7 +54,9 @@ class Config:
             if not re.match(r"\w+(:\w+)?=", define):
                 raise SherryError(f"-D {define}: expected NAME=VALUE")
         environment = tuple((name, os.environ[name]) for name in ENVIRONMENT if os.environ.get(name))
-        return cls(None if source is None else str(source.expanduser().resolve()), defines, environment)
+        return cls(
+            None if source is None else str(source.expanduser().resolve()), defines, environment, found_defines()
+        )
 
     @classmethod
     def load(cls, file: Path) -> Config:
@@ -63,7 +64,8 @@ class Config:
         try:
             fields = json.loads(file.read_text(encoding="utf-8"))
             environment = tuple((str(name), str(value)) for name, value in fields["environment"])
-            return cls(fields["source"], tuple(fields["defines"]), environment)
+            found = tuple(map(str, fields["found"])) if "found" in fields else found_defines()
+            return cls(fields["source"], tuple(fields["defines"]), environment, found)
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return cls.of(None, ())
 
@@ -80,11 +82,11 @@ class Config:
 
     def cmake_arguments(self) -> list[str]:
         """-D options; of two with one name cmake takes the last."""
-        return [f"-D{define}" for define in (*DEFINES, *self.defines)]
+        return [f"-D{define}" for define in (*DEFINES, *self.found, *self.defines)]
 
     def identity(self) -> str:
         """All that decides what the compiler makes of a source: settings, environment, machine."""
-        return json.dumps([DEFINES, self.defines, self.environment, self._machine()])
+        return json.dumps([DEFINES, self.found, self.defines, self.environment, self._machine()])
 
     def flags(self) -> str:
         """What a build of this is asked for beside the pin's defaults: empty, or flags with a space before each."""

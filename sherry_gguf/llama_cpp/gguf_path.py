@@ -1,4 +1,4 @@
-"""Which ``gguf`` is imported: the pin's, which upstream's converter needs, and not a package of the same version."""
+"""Which ``gguf`` is imported: the patched tree's, which upstream's converter needs, and no other."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import sys
 from pathlib import Path
 
 from sherry_gguf.errors import SherryError
-from sherry_gguf.llama_cpp.tree import source
+from sherry_gguf.llama_cpp.builds import find_source
 
 
 def use_pinned_gguf() -> None:
-    """Make `import gguf` and `import conversion` load those of the pinned, patched tree (fetched if needed).
+    """Make `import gguf` and `import conversion` load those of the patched tree that `sherry-gguf build` was asked for.
+
+    That is the pin's, fetched if needed, unless a checkout was built last.
 
     Call it before either is imported; calling it again is harmless. Raises SherryError if another one was.
     """
-    tree = source()
+    tree = find_source()
     homes = {"gguf": tree / "gguf-py", "conversion": tree}
     for name, home in homes.items():
         module = sys.modules.get(name)

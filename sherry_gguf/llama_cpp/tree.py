@@ -73,13 +73,14 @@ def mirror(tree: Path, to: Path) -> None:
 
 
 def _listing(checkout: Path) -> list[str]:
-    """The files of a checkout, sorted: what git tracks or would add, without git all but hidden and build* directories.
+    """The files of a checkout, sorted: what git tracks or would add; without git all but build* directories.
 
+    A tree in an unpacked sdist was a submodule: its ``.git`` is a file that names a repository which is not there.
     Raises SherryError if the directory is no llama.cpp.
     """
     if not (checkout / "ggml/include/ggml.h").is_file():
         raise SherryError(f"{checkout} is no llama.cpp checkout: it has no ggml/include/ggml.h")
-    if (checkout / ".git").exists():
+    if _is_repository(checkout):
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         try:
             git = subprocess.run(command, cwd=checkout, capture_output=True, check=True)
@@ -94,7 +95,17 @@ def _listing(checkout: Path) -> list[str]:
             at_top = Path(top) == checkout
             dirs[:] = [d for d in dirs if not (at_top and (d.startswith("build") or d == ".cache"))]
             names |= {str((Path(top) / file).relative_to(checkout)) for file in files}
+        names.discard(".git")
     return sorted(name for name in names if (checkout / name).is_file())
+
+
+def _is_repository(checkout: Path) -> bool:
+    """Whether git has something to say of a directory: a repository of its own, or one that its ``.git`` file names."""
+    git = checkout / ".git"
+    if not git.is_file():
+        return git.exists()
+    named = git.read_text(encoding="utf-8", errors="replace").removeprefix("gitdir:").strip()
+    return (checkout / named).exists()
 
 
 def _digest(checkout: Path) -> str:

@@ -32,6 +32,7 @@ from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.convert.regridded import is_regridded, regridded
 from sherry_gguf.errors import SherryError, Way
+from sherry_gguf.files.gguf_file import open_gguf
 from sherry_gguf.parity import reference, runtime, scoring, weights
 from sherry_gguf.parity.findings import Findings, Limits, Step, TokenCheck
 from sherry_gguf.weights import channel_order
@@ -78,6 +79,7 @@ def parity(
     llama_cpp.use_pinned_gguf()
     if not gguf.is_file():
         raise SherryError(f"{gguf}: no such file")
+    open_gguf(gguf).require_whole()
     checkpoint = source.open()
     plan = make_plan(checkpoint, source)
     if is_regridded(gguf):

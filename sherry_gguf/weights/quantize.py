@@ -126,8 +126,9 @@ def _quantize_chunk(w: F32, piece: int, break_ties: _TieRule) -> tuple[U8, F64, 
         zero_pos[real_ties] = break_ties(np.ascontiguousarray(a[:, real_ties].T))
 
     # float64 sums of float32 magnitudes are exact unless these span more than 2**22: the order does not matter
-    kept = a.sum(axis=0, dtype=np.float64) - smallest
-    sums = kept.reshape(-1, piece // GROUP).sum(axis=1)
+    ones = np.ones(piece // GROUP)
+    sums = (a.astype(np.float64).reshape(GROUP, -1, ones.size) @ ones).sum(axis=0)
+    sums -= smallest.astype(np.float64).reshape(-1, ones.size) @ ones
     return _CODES[zero_pos << 4 | negative], sums, two_zeros, real_ties.size
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -94,3 +95,38 @@ def test_dry_run(tiny_checkpoint, tmp_path):
     assert done.returncode == 0
     assert "dry run: nothing written" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_json_is_one_object(tiny_checkpoint, tmp_path):
+    done = run("-m", "sherry_gguf.convert", tiny_checkpoint, "--outfile", tmp_path / "x.gguf", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["output"] == said["files"][0] == str(tmp_path / "x.gguf")
+    assert said["verdict"].startswith("verified: 42 SHERRY tensors")
+    assert said["types"]["SHERRY"]["bits_per_weight"] == 1.375
+    assert said["tensors"] == sum(found["tensors"] for found in said["types"].values()) == 56
+    assert said["bytes"] == sum(found["bytes"] for found in said["types"].values())
+    assert said["bytes"] <= (tmp_path / "x.gguf").stat().st_size
+    assert 0 < said["seconds"] < 300
+    assert not said["dry_run"]
+
+
+def test_quiet_says_nothing(tiny_checkpoint, tmp_path):
+    line = ("-m", "sherry_gguf.convert", tiny_checkpoint, "--quiet", "--outfile", "x.gguf")
+    done = run(*line, "--outtype", "q2_0", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = run(*line, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+
+
+def test_parts_and_a_vocabulary(tiny_checkpoint, tmp_path):
+    line = ("-m", "sherry_gguf.convert", tiny_checkpoint, "--outfile", "x.gguf", "--no-verify")
+    done = run(*line, "--split-max-size", "700K", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    parts = sorted(path.name for path in tmp_path.iterdir())
+    assert len(parts) > 1
+    assert "".join(f"wrote {name}\n" for name in parts) in done.stdout
+    done = run(*line, "--vocab-only", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "4,096 tokens, no weights" in done.stdout

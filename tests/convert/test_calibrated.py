@@ -142,14 +142,15 @@ def test_a_bit_that_is_another_is_found(plain, on, tmp_path, monkeypatch):
     """The second reading is not that of the writer: a code of the file is changed between the two."""
     original = verify.verify
 
-    def after_damage(path, *args):
+    def after_damage(files, *args):
+        (path,) = files
         tensor = tensors_of(path)["blk.0.ffn_down.weight"]
         with path.open("r+b") as file:
             file.seek(int(tensor.data_offset))
             byte = file.read(1)
             file.seek(int(tensor.data_offset))
             file.write(bytes([byte[0] ^ 1]))
-        return original(path, *args)
+        return original(files, *args)
 
     monkeypatch.setattr("sherry_gguf.convert.pipeline.verify_file", after_damage)
     with refused(r"blk.0.ffn_down.weight of the file is not what calibration chose$"):

@@ -266,7 +266,7 @@ def test_verification_catches_a_wrong_byte(tiny_checkpoint, sherry_gguf_file, tm
     job = Job(checkpoint, make_plan(checkpoint), TypeChoice(), as_trained=True)
 
     def check(path):
-        return verify(path, open_model(replace(job), path))
+        return verify([path], open_model(replace(job), path))
 
     assert check(sherry_gguf_file).sherry.weights == 4_718_592
     block = tensors_of(sherry_gguf_file)["blk.2.ffn_up.weight"].data_offset + 22 * 5  # row 2, block 1

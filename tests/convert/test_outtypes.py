@@ -257,7 +257,7 @@ def test_damage_is_found(random_checkpoint, sherry_config, tmp_path, outtype):
     types = TypeChoice(outtype=outtype)
     job = Job(checkpoint, make_plan(checkpoint), types, as_trained=True)
     file = convert(directory, tmp_path / "x.gguf", types=types, verify=False).outfile
-    assert verify(file, open_model(replace(job), file)).sherry.weights == 2 * 256 * (2 * (256 + 128) + 3 * 512)
+    assert verify([file], open_model(replace(job), file)).sherry.weights == 2 * 256 * (2 * (256 + 128) + 3 * 512)
 
     tensor = tensors_of(file)["blk.1.ffn_up.weight"]
     row = tensor.data_offset + 2 * tensor.data.shape[1]
@@ -267,7 +267,7 @@ def test_damage_is_found(random_checkpoint, sherry_config, tmp_path, outtype):
         content[row + offset] ^= bit
         (tmp_path / "damaged.gguf").write_bytes(content)
         with pytest.raises(SherryError, match=r"blk\.1\.ffn_up\.weight, row 2, group \d+ .* is not what was trained"):
-            verify(tmp_path / "damaged.gguf", open_model(replace(job), file))
+            verify([tmp_path / "damaged.gguf"], open_model(replace(job), file))
 
 
 def test_the_help_names_the_types(capsys):

@@ -68,7 +68,7 @@ def test_damage_is_found(random_checkpoint, sherry_config, tmp_path):
     checkpoint = Checkpoint(directory)
     job = Job(checkpoint, make_plan(checkpoint), ASKED, as_trained=True)
     file = convert(directory, tmp_path / "x.gguf", types=ASKED, verify=False).outfile
-    assert verify(file, open_model(replace(job), file)).sherry.tensors == 14
+    assert verify([file], open_model(replace(job), file)).sherry.tensors == 14
     tensor = tensors_of(file)["blk.1.ffn_up.weight"]
     block = tensor.data_offset + 2 * tensor.data.shape[1]
     for offset, bit, group in ((1, 4, 1), (20, 1, 0), (42, 1, 0)):
@@ -76,4 +76,4 @@ def test_damage_is_found(random_checkpoint, sherry_config, tmp_path):
         content[block + offset] ^= bit
         (tmp_path / "damaged.gguf").write_bytes(content)
         with pytest.raises(SherryError, match=rf"ffn_up\.weight, row 2, group {group} "):
-            verify(tmp_path / "damaged.gguf", open_model(replace(job), file))
+            verify([tmp_path / "damaged.gguf"], open_model(replace(job), file))

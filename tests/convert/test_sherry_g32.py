@@ -183,7 +183,7 @@ def test_damage_is_found(random_checkpoint, sherry_config, tmp_path):
     checkpoint = Checkpoint(directory)
     job = Job(checkpoint, make_plan(checkpoint), TypeChoice(), as_trained=True)
     file = convert(directory, tmp_path / "x.gguf", verify=False).outfile
-    assert verify(file, open_model(replace(job), file)).sherry.tensors == 14
+    assert verify([file], open_model(replace(job), file)).sherry.tensors == 14
     tensor = tensors_of(file)["blk.1.ffn_up.weight"]
     block = tensor.data_offset + 2 * tensor.data.shape[1] + 3 * 7
     for offset, bit, group in ((1, 4, 25), (4, 1 << 5, 29), (5, 1, 24)):
@@ -191,7 +191,7 @@ def test_damage_is_found(random_checkpoint, sherry_config, tmp_path):
         content[block + offset] ^= bit
         (tmp_path / "damaged.gguf").write_bytes(content)
         with pytest.raises(SherryError, match=rf"ffn_up\.weight, row 2, group {group} "):
-            verify(tmp_path / "damaged.gguf", open_model(replace(job), file))
+            verify([tmp_path / "damaged.gguf"], open_model(replace(job), file))
 
 
 def test_on_the_command_line(random_checkpoint, sherry_config, tmp_path, monkeypatch, capsys):

@@ -245,7 +245,7 @@ def test_damage_of_a_file_is_found(apart, tmp_path):
     checkpoint = Checkpoint(apart)
     plan = make_plan(checkpoint)
     file = convert(apart, tmp_path / "x.gguf", types=STQ1_0, verify=False).outfile
-    assert verify(file, open_model(Job(checkpoint, plan, STQ1_0, as_trained=True), file)).sherry.weights == 4718592
+    assert verify([file], open_model(Job(checkpoint, plan, STQ1_0, as_trained=True), file)).sherry.weights == 4718592
     right = parity_weights.check(file, checkpoint, plan)
     assert (right.tensors, right.weights, right.first_wrong) == (42, 4718592, None)
     assert {kind for _, kind in parity_weights.other_types(file, checkpoint, plan)} == {"stq1_0"}
@@ -261,4 +261,4 @@ def test_damage_of_a_file_is_found(apart, tmp_path):
         group = "0 (weights 0, 16, 32, 48)" if scales else "1 (weights 1, 17, 33, 49)"
         assert wrong.first_wrong == f"blk.3.ffn_up.weight, row 5, group {group}"
         with pytest.raises(SherryError, match=r"blk\.3\.ffn_up\.weight, row 5, group [01] .* is not what was trained"):
-            verify(tmp_path / "damaged.gguf", open_model(Job(checkpoint, plan, STQ1_0, as_trained=True), file))
+            verify([tmp_path / "damaged.gguf"], open_model(Job(checkpoint, plan, STQ1_0, as_trained=True), file))

@@ -184,3 +184,26 @@ def test_the_cache_keeps_the_last_used(cache: Path) -> None:
         f"build-{age}" for age in (*range(caches.KEPT - 1), caches.KEPT + 1)
     }
     assert len(list(cache.iterdir())) == 3 * caches.KEPT
+
+
+def test_a_tree_in_an_unpacked_sdist(cache: Path, sdist: Path, patches: PatchSet, tmp_path: Path) -> None:
+    """Its .git names a repository that is not there; what lies beside it in the archive is no part of it."""
+    shutil.unpack_archive(sdist, tmp_path / "unpacked")
+    inside = tmp_path / "unpacked/tiny-1.0/vendor/llama.cpp"
+    assert (inside / ".git").is_file()
+    found = source(inside, patches=patches)
+    assert not (found / ".git").exists()
+    assert "40 + other()" in (found / "src/tiny.c").read_text()
+    (inside / ".git").write_text("gitdir: " + str(tmp_path / "nowhere"))
+    assert source(inside, patches=patches) == found
+
+
+def test_a_worktree_is_a_repository(tiny: ModuleType, cache: Path, checkout: Path, patches: PatchSet) -> None:
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-C", str(checkout)]
+    tiny.write_tree(checkout, {".gitignore": "/out/\n"})
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"], ["worktree", "add", "-q", "../second"]):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    second = checkout.parent / "second"
+    tiny.write_tree(second, {"out/big.o": ""})
+    assert (second / ".git").is_file()
+    assert not (source(second, patches=patches) / "out").exists()
