@@ -65,12 +65,3 @@ def test_a_remembered_source_converts(
     tree = run(nowhere, "-m", "sherry_gguf", "which", "--source").stdout.strip()
     of_pin = llama_cpp.source()
     assert (Path(tree) / "ggml/src/ggml-sherry.c").read_bytes() == (of_pin / "ggml/src/ggml-sherry.c").read_bytes()
-
-
-@pytest.mark.long
-def test_a_runtime_is_built_of_it(unpacked: Path, nowhere: dict[str, str]) -> None:
-    build = ("-m", "sherry_gguf", "build", "--target", "llama-tokenize")
-    done = run(nowhere, *build, "--source", unpacked)
-    assert done.returncode == 0, done.stderr
-    found = run(nowhere, "-m", "sherry_gguf", "which", "llama-tokenize")
-    assert subprocess.run([found.stdout.strip(), "--help"], capture_output=True).returncode == 0
