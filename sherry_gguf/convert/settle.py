@@ -80,10 +80,11 @@ def _matrices(job: Job, outfile: Path, progress: bool) -> Iterator[Matrix]:
 def _is_sherry_throughout(job: Job) -> bool:
     """Whether SHERRY is wanted first, and the plan tells already that all Sherry layers are.
 
-    It knows baked layers by a sample of rows; SHERRY's packing refuses any that are not.
+    It knows baked layers by a sample of rows only: others may have a scale for fewer weights, so these are read.
     """
     return job.types.asked is SHERRY and all(
-        layer.piece == SHERRY.block and layer.grids == (SHERRY.grid,) for layer in job.plan.layers.values()
+        layer.source != "baked" and layer.piece == SHERRY.block and layer.grids == (SHERRY.grid,)
+        for layer in job.plan.layers.values()
     )
 
 

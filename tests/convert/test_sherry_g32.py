@@ -100,6 +100,32 @@ def test_the_file_is_named_after_the_type_of_most_weights(tiny_checkpoint, tmp_p
     assert str(report.verdict).startswith("verified: 42 SHERRY and SHERRY_G32 tensors, 4,718,592 weights")
 
 
+def finer_below(tiny_checkpoint, directory, layer, first):
+    """Baked with a scale per 128 weights, but per 32 in the rows of one layer from ``first`` on."""
+
+    def change(name, w):
+        baked = quantize(w.float().numpy(), Granularity("per_group", 128)).weights()
+        if name.endswith(f"{layer}.weight"):
+            baked[first:] = quantize(w[first:].float().numpy(), Granularity("per_group", 32)).weights()
+        return torch.from_numpy(baked)
+
+    return remake(tiny_checkpoint, directory, change)
+
+
+@pytest.mark.parametrize("first", [64, 767])
+def test_rows_below_the_sample_count_too(tiny_checkpoint, tmp_path, first):
+    """The family of a matrix is told by its first 64 rows, its type by all of them: a single last one is enough."""
+    model = finer_below(tiny_checkpoint, tmp_path / "model", "mlp.up_proj", first)
+    report = convert(model, tmp_path / "x.gguf")
+    types = types_of(report)
+    assert types.pop("ffn_up") == "SHERRY_G32"
+    assert set(types.values()) == {"SHERRY"}
+    w = weights_of(model, "mlp.up_proj").half().float().numpy()
+    assert np.array_equal(values_of(report.outfile)["blk.1.ffn_up.weight"], w)
+    with refused(r"weights do not fit SHERRY and would change.* 6 of 42 tensors .*; --outtype auto takes for each"):
+        convert(model, tmp_path / "y.gguf", types=TypeChoice(outtype="sherry"))
+
+
 def test_baked_with_empty_runs(tiny_checkpoint, tmp_path):
     def change(_, w):
         w = w.float().numpy().copy()
