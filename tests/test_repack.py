@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from sherry_gguf.checkpoint import Source
+from sherry_gguf.convert import convert
+from sherry_gguf.weights.granularity import Granularity
+
 pytestmark = pytest.mark.runtime
 
-CHUNKS = 20
 # Upstream's attention has other kernels for one token than for many, which round differently; it is kept from them.
 SAME_ATTENTION = ("-fa", "off", "-ctk", "f32", "-ctv", "f32")
 
@@ -24,6 +27,8 @@ PATHS = {
     "tiles, 13 tokens": ["--ubatch-size", 13],
     "rows": ["--no-repack"],
     "rows, 1 token": ["--no-repack", "--ubatch-size", 1],
+    "tiles of a file that is not mapped": ["--load-mode", "none"],
+    "rows of a file that is not mapped": ["--load-mode", "none", "--no-repack"],
 }
 
 
@@ -35,19 +40,31 @@ def run(*command):
     return done.stdout + done.stderr
 
 
-def test_every_path_has_the_same_perplexity(runtime, sherry_gguf_file, heldout_text):
+@pytest.fixture(scope="module")
+def files(pinned_gguf, tiny_checkpoint, sherry_gguf_file, tmp_path_factory) -> dict[str, Path]:
+    """The shipped checkpoint's latents with a scale per 128 weights, as trained, and per 32."""
+    folder = tmp_path_factory.mktemp("g32")
+    source = Source(tiny_checkpoint, granularity=Granularity("per_group", 32))
+    return {"SHERRY": sherry_gguf_file, "SHERRY_G32": convert(source, folder / "g32.gguf").outfile}
+
+
+@pytest.mark.parametrize(("type_name", "chunks"), [("SHERRY", 20), ("SHERRY_G32", 4)])
+def test_every_path_has_the_same_perplexity(runtime, files, type_name, chunks, heldout_text):
     perplexity = {}
     for name, options in PATHS.items():
-        fixed = ("-m", sherry_gguf_file, "-f", heldout_text, "--chunks", CHUNKS, "-c", 512, "-v")
+        fixed = ("-m", files[type_name], "-f", heldout_text, "--chunks", chunks, "-c", 512, "-v")
         log = run(runtime.program("llama-perplexity"), *fixed, *SAME_ATTENTION, *options)
-        final = re.search(rf"\[{CHUNKS}\]([\d.]+),", log)
+        final = re.search(rf"\[{chunks}\]([\d.]+),", log)
         assert ("CPU_SHERRY model buffer" in log) == name.startswith("tiles")
+        assert ("CPU_Mapped model buffer" in log) == ("--load-mode" not in options)
         assert final is not None, log[-2000:]
         perplexity[name] = float(final[1])
     print(perplexity)
     # our kernels add the blocks of a row up in one order, in tiles and in rows, however many tokens come at once
     assert perplexity["rows"] == perplexity["tiles, panels of 8"]
     assert perplexity["rows, 1 token"] == perplexity["tiles, 1 token"]
+    assert perplexity["tiles of a file that is not mapped"] == perplexity["tiles, panels of 8"]
+    assert perplexity["rows of a file that is not mapped"] == perplexity["rows"]
     for value in perplexity.values():  # upstream's other products do not
         assert abs(value / perplexity["rows"] - 1) < 5e-4, perplexity
 

@@ -13,8 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 # The quantizers of config.json, by the type that holds what they make.
-SHERRY = {"granularity": "per_group", "group_size": 128}
-STQ1_0 = {"granularity": "per_group", "group_size": 256, "sherry_grid": "stride16"}
+QUANTIZERS = {
+    "SHERRY": {"granularity": "per_group", "group_size": 128},
+    "SHERRY_G32": {"granularity": "per_group", "group_size": 32},
+    "STQ1_0": {"granularity": "per_group", "group_size": 256, "sherry_grid": "stride16"},
+}
 
 # Multi-head latent attention, three layers: dense with an indexer, experts with one, experts that share the last.
 # Every position is selected (index_topk), as a near tie among the scores would be a jump.
@@ -50,7 +53,7 @@ def published_checkpoint(
 
     def make(family: str, grid: str) -> Path:
         if (family, grid) not in made:
-            sherry = sherry_config | {"SHERRY": SHERRY, "STQ1_0": STQ1_0}[grid]
+            sherry = sherry_config | QUANTIZERS[grid]
             made[family, grid] = random_checkpoint(family, sherry=sherry, **_CHANGES[family])
             _rewrite(made[family, grid], _as_published)
         return made[family, grid]

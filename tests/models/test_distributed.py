@@ -68,10 +68,8 @@ def logits(runtime, model, tokens, out, *options):
     return found.reshape(CHUNKS * CONTEXT, -1), done.stderr
 
 
-@pytest.mark.parametrize(
-    ("family", "grid"),
-    [("HunYuanDenseV1", "SHERRY"), ("HunYuanDenseV1", "STQ1_0"), ("HYV4", "SHERRY"), ("HYV4", "STQ1_0")],
-)
+@pytest.mark.parametrize("family", ["HunYuanDenseV1", "HYV4"])
+@pytest.mark.parametrize("grid", ["SHERRY", "SHERRY_G32", "STQ1_0"])
 def test_two_workers_say_bit_for_bit_what_one_process_says(
     family, grid, runtime, pinned_gguf, published_checkpoint, workers, tokens, tmp_path
 ):

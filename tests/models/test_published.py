@@ -19,7 +19,8 @@ from sherry_gguf.parity.findings import Limits
 from sherry_gguf.parity.runtime import open_logits
 
 CONTEXT, FIRST, CHUNKS = 128, 64, 4
-MODELS = [(family, grid) for family in ("HunYuanDenseV1", "HYV4") for grid in ("SHERRY", "STQ1_0")]
+TYPES = ("SHERRY", "SHERRY_G32", "STQ1_0")
+MODELS = [(family, grid) for family in ("HunYuanDenseV1", "HYV4") for grid in TYPES]
 every_model = pytest.mark.parametrize(("family", "grid"), MODELS)
 
 # What the block's other matrices are called; they are no Sherry layers, and F32 here, to see those alone.
@@ -136,7 +137,7 @@ def test_kernels_say_what_the_f32_twin_says(family, grid, converted, twin, logit
 
 
 @pytest.mark.runtime
-@pytest.mark.parametrize("grid", ["SHERRY", "STQ1_0"])
+@pytest.mark.parametrize("grid", TYPES)
 @pytest.mark.parametrize("options", [(), ("--no-repack",)])
 def test_every_expert_is_read_from_its_own_place(grid, options, converted, logits, tmp_path):
     """Without the weights of any one expert of any layer the logits are others: all are used, at every offset."""
@@ -158,7 +159,7 @@ def test_every_expert_is_read_from_its_own_place(grid, options, converted, logit
 
 
 @pytest.mark.runtime
-@pytest.mark.parametrize("grid", ["SHERRY", "STQ1_0"])
+@pytest.mark.parametrize("grid", TYPES)
 def test_hunyuan_dense_is_what_pytorch_computes(
     grid, runtime, pinned_gguf, published_checkpoint, heldout_text, tmp_path
 ):
@@ -174,7 +175,7 @@ def test_hunyuan_dense_is_what_pytorch_computes(
 
 
 @pytest.mark.runtime
-@pytest.mark.parametrize("grid", ["SHERRY", "STQ1_0"])
+@pytest.mark.parametrize("grid", TYPES)
 def test_hy_v4_is_what_pytorch_computes(grid, published_checkpoint, for_transformers, chunks, converted, twin, logits):
     """The F32 twin up to the order of float sums: a KLD of 4e-11 was seen."""
     model = Checkpoint(for_transformers(published_checkpoint("HYV4", grid)))
