@@ -96,6 +96,8 @@ def _train(start: Path, texts: sotu.Texts, out: Path, method: Method, seed: int,
         1,
         "--disable-tqdm",
         "true",
+        "--bf16",
+        "true",
     ]
     command += ["--eval-data", texts.held_out, "--measure-steps", 0 if method.method == "float" else 25]
     if any(out.glob("checkpoint-*")):

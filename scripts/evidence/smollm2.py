@@ -77,7 +77,7 @@ def _train(model: Path, texts: sotu.Texts, out: Path, steps: int) -> None:
     flags = ["--model", model, "--teacher", model, "--data", texts.train, "--out", out, "--sherry-layers", LAYERS]
     flags += ["--arenas-max", 0, "--lr-scheduler-type", "cosine", "--learning-rate", LEARNING_RATE]
     flags += ["--ctx-size", CONTEXT, "--per-device-train-batch-size", BATCH, "--max-steps", steps]
-    flags += ["--save-steps", 50, "--save-total-limit", 1, "--disable-tqdm", "true"]
+    flags += ["--save-steps", 50, "--save-total-limit", 1, "--disable-tqdm", "true", "--bf16", "true"]
     if any(out.glob("checkpoint-*")):
         flags += ["--resume-from-checkpoint", "true"]
     _call("train", *flags)

@@ -63,7 +63,7 @@ def test_trainings_page_is_one_screen(capsys, monkeypatch):
 def test_flags_shown_for_training_are_read_as_the_library_reads_them():
     parser, _ = command_parser("train")
     paths = ["--model", "a", "--data", "b", "--out", "c"]
-    args = parser.parse_args([*paths, "--ctx_size", "64", "--max-steps", "3", "--no-bf16"])
+    args = parser.parse_args([*paths, "--ctx_size", "64", "--max-steps", "3", "--bf16", "false"])
     assert (args.ctx_size, args.max_steps, args.bf16) == (64, 3, False)
 
 
