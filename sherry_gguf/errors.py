@@ -72,6 +72,8 @@ class Way(Enum):
     KNOWN_TOKENIZER = "start from a model whose tokenizer llama.cpp's converter knows"
     EVAL_DATA = "name the held-out texts"
     START_ANEW = "start a training instead of resuming one"
+    BASE = "name the base model's directory"
+    ALPHA = "name a text, or say what alpha is"
 
     def __call__(self, *values: object) -> Advice:
         """This way with its values."""

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "sherry_gguf"
 # from the top floor down; a room may import those before it
 ROOMS = (
     "errors", "formats", "weights", "checkpoint", "calibrate", "files", "llama_cpp", "convert",
-    "parity", "train", "commands", "cli",
+    "parity", "train", "adapter", "commands", "cli",
 )  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in ("_ggml_patch",))
 

@@ -44,14 +44,11 @@ def trained_weights(checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = F
     return tensors
 
 
-def load(
-    checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = False, threads: int | None = None
-) -> Callable[[I32], F32]:
-    """A function from the tokens of a chunk, int32[n], to its logits, float32[n, n_vocab].
+def open_trained(checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = False) -> Any:
+    """transformers' model of the checkpoint in float32, for evaluation, with the weights of ``trained_weights``.
 
-    threads: PyTorch's, of the whole process; None leaves them. Takes 4 bytes of memory a weight, twice while it loads.
-    Raises SherryError for an architecture that transformers does not know, and for a checkpoint that lacks some of
-    the model's tensors.
+    Takes 4 bytes of memory a weight, twice while it loads. Raises SherryError for an architecture that transformers
+    does not know, and for a checkpoint that lacks some of the model's tensors.
     """
     with transformers_errors(checkpoint.directory, "no model of this config.json"):
         config = _config(checkpoint)
@@ -71,7 +68,17 @@ def load(
     del tensors
     if missing := sorted(loaded["missing_keys"]):
         raise SherryError(f"{checkpoint.path}: {len(missing)} tensors of the model are missing, as {missing[0]}")
-    model.eval()
+    return model.eval()
+
+
+def load(
+    checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = False, threads: int | None = None
+) -> Callable[[I32], F32]:
+    """A function from the tokens of a chunk, int32[n], to its logits, float32[n, n_vocab], by ``open_trained``.
+
+    threads: PyTorch's, of the whole process; None leaves them.
+    """
+    model = open_trained(checkpoint, plan, fp16_scales=fp16_scales)
     if threads is not None:
         torch.set_num_threads(threads)
 
