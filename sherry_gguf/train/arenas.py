@@ -19,7 +19,8 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sherry_gguf.train.layers import quantized_layers
+from sherry_gguf.train.experts import QuantizedExperts
+from sherry_gguf.train.layers import QuantizedLinear
 
 WARMUP = 0.1
 
@@ -38,9 +39,10 @@ def residual_weight(step: int, total_steps: int, maximum: float = 1.0, warmup: f
 
 
 def set_residual(model: nn.Module, weight: float) -> None:
-    """Give all quantized layers this lambda."""
-    for layer in quantized_layers(model).values():
-        layer.residual = weight
+    """Give all quantized layers and experts this lambda."""
+    for layer in model.modules():
+        if isinstance(layer, QuantizedLinear | QuantizedExperts):
+            layer.residual = weight
 
 
 class ArenasCallback(TrainerCallback):

@@ -18,22 +18,10 @@ from torch.nn import functional
 
 from sherry_gguf.checkpoint.declared import SHERRY_LAYERS, matching
 from sherry_gguf.errors import SherryError, Way, naming
+from sherry_gguf.train.experts import QuantizedExperts, quantize_experts
 from sherry_gguf.train.methods import QUANTIZERS
+from sherry_gguf.train.straight_through import StraightThrough
 from sherry_gguf.weights.granularity import Granularity
-
-
-class _StraightThrough(torch.autograd.Function):
-    """quantized + residual * latents; backwards as if quantized were the latents themselves."""
-
-    @staticmethod
-    def forward(ctx: Any, latents: Tensor, quantized: Tensor, residual: float) -> Tensor:
-        ctx.residual = residual
-        return torch.add(quantized, latents, alpha=residual) if residual else quantized
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = gradients
-        return (gradient * (1 + ctx.residual) if ctx.residual else gradient), None, None
 
 
 class QuantizedLinear(nn.Linear):
@@ -66,7 +54,7 @@ class QuantizedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
         residual = self.residual if self.training else 0.0
-        weight: Tensor = _StraightThrough.apply(self.weight, self.quantized_weight(), residual)
+        weight: Tensor = StraightThrough.apply(self.weight, self.quantized_weight(), residual)
         return functional.linear(input, weight, self.bias)
 
     def extra_repr(self) -> str:
@@ -115,7 +103,7 @@ class TequilaLinear(QuantizedLinear):
     def forward(self, input: Tensor) -> Tensor:
         quantized = self.quantized_weight()
         bias = self.dead_bias(quantized)
-        weight: Tensor = _StraightThrough.apply(self.weight, quantized, 0.0)
+        weight: Tensor = StraightThrough.apply(self.weight, quantized, 0.0)
         return functional.linear(input, weight, bias if self.bias is None else self.bias + bias)
 
 
@@ -132,26 +120,31 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
 def swap_linears(
     model: nn.Module, layer_class: type[QuantizedLinear], granularity: Granularity, layers: str = SHERRY_LAYERS
 ) -> list[str]:
-    """Replace the Linears whose names match the regex, in place; return their names. Parameters stay the same objects.
+    """Quantize the Linears whose names match the regex, and the experts that are held in one parameter, in place.
 
-    Raises SherryError if none matches, if one is quantized already, or if a matching weight is in no Linear: some
-    models hold all experts in one tensor, which would stay float without a word.
+    Returns their names. Parameters stay the same objects. Raises SherryError if none matches, if one is quantized
+    already, and as ``experts.quantize_experts`` does.
     """
     linears = {f"{name}.weight": (name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     several = {name: parameter for name, parameter in model.named_parameters() if parameter.dim() > 2}
     matched = matching(layers, [*linears, *several])
-    for name, parameter in several.items():
-        if name in matched:
-            raise SherryError(f"{name} holds several matrices, of shape {list(parameter.shape)}: only Linears can be")
-    found = [linears[name] for name in matched]
-    if not found:
+    found = [linears[name] for name in matched if name in linears]
+    stacked = [name for name in matched if name in several]
+    if not matched:
         raise SherryError(f"no linear layer's name matches {layers}", Way.NAME_LAYERS)
+    for module in {name.rpartition(".")[0]: None for name in stacked}:
+        experts = model.get_submodule(module)
+        stacks = [name.rpartition(".")[2] for name in stacked if name.rpartition(".")[0] == module]
+        if isinstance(experts, QuantizedExperts):
+            raise SherryError(f"{module} is quantized already")
+        with naming(f"{module}.{stacks[0]}"):
+            quantize_experts(experts, stacks, layer_class.method, granularity)
     for name, linear in found:
         if isinstance(linear, QuantizedLinear):
             raise SherryError(f"{name} is quantized already")
         with naming(name):
             model.set_submodule(name, layer_class.of(linear, granularity))
-    return [name for name, _ in found]
+    return [*(name for name, _ in found), *stacked]
 
 
 def convert_to_sherry(model: Any, granularity: Granularity | None = None, layers: str = SHERRY_LAYERS) -> list[str]:

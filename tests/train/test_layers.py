@@ -20,6 +20,7 @@ from sherry_gguf.train.layers import (
     swap_linears,
 )
 from sherry_gguf.weights.granularity import Granularity
+from sherry_gguf.weights.quantize import quantize
 
 ROWS, LENGTH = 6, 32
 
@@ -132,15 +133,63 @@ def test_layers_that_cannot_be_are_refused(model_of):
         convert_to_sherry(model_of(), Granularity("per_group", 96))
 
 
-def test_experts_in_one_tensor_are_refused():
-    """transformers stacks the experts of some architectures: they are no Linears, and would stay float."""
+@pytest.fixture
+def moe():
+    """make(): a Qwen3-MoE of one layer, whose experts transformers holds in two parameters."""
     import transformers
 
-    sizes = {"hidden_size": 128, "intermediate_size": 128, "moe_intermediate_size": 128, "vocab_size": 64}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 64, "num_hidden_layers": 1}
-    config = transformers.Qwen3MoeConfig(**sizes, **heads, num_experts=2, num_experts_per_tok=1)
-    with pytest.raises(SherryError, match="holds several matrices"):
-        convert_to_sherry(transformers.Qwen3MoeForCausalLM(config))
+    def make():
+        sizes = {"hidden_size": 128, "intermediate_size": 128, "moe_intermediate_size": 128, "vocab_size": 64}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 64, "num_hidden_layers": 1}
+        config = transformers.Qwen3MoeConfig(**sizes, **heads, num_experts=4, num_experts_per_tok=2)
+        torch.manual_seed(1)
+        return transformers.Qwen3MoeForCausalLM(config)
+
+    return make
+
+
+STACKS = ["model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"]
+
+
+def test_experts_in_one_tensor(moe):
+    """The forward is that of a model whose experts are the quantized weights; gradients pass straight through."""
+    model, baked = moe(), moe()
+    names = dict(model.named_parameters())
+    assert sorted(convert_to_sherry(model, Granularity("per_group", 32), layers=r"\.experts\.")) == sorted(STACKS)
+    assert dict(model.named_parameters()).keys() == names.keys()
+    with torch.no_grad():
+        for name in STACKS:
+            weight = baked.get_parameter(name)
+            expected = torch.from_numpy(
+                quantize(weight.reshape(-1, 128).numpy(), Granularity("per_group", 32)).weights()
+            )
+            weight.copy_(expected.view_as(weight))
+    tokens = torch.arange(64)[None]
+    found, expected = (m(input_ids=tokens, labels=tokens) for m in (model, baked))
+    assert torch.allclose(found.logits, expected.logits, atol=1e-6)
+    for m in (model, baked):
+        m.train()
+        m(input_ids=tokens, labels=tokens).loss.backward()
+    for name in STACKS:
+        assert torch.allclose(model.get_parameter(name).grad, baked.get_parameter(name).grad, atol=1e-6)
+    set_residual(model, 0.5)
+    assert not torch.allclose(model(input_ids=tokens).logits, found.logits, atol=1e-3)
+    assert torch.equal(model.eval()(input_ids=tokens).logits, found.logits)
+
+
+def test_experts_that_cannot_be_are_refused(moe):
+    with pytest.raises(SherryError, match="per_tensor scales cannot be told apart"):
+        convert_to_sherry(moe(), Granularity("per_tensor"))
+    with pytest.raises(SherryError, match="no place for Tequila's biases"):
+        quantize_model(moe(), "tequila", Granularity())
+    model = moe()
+    convert_to_sherry(model, layers=r"\.experts\.")
+    with pytest.raises(SherryError, match="experts is quantized already"):
+        convert_to_sherry(model, layers=r"\.experts\.")
+    transposed = moe()
+    transposed.model.layers[0].mlp.experts.is_transposed = True
+    with pytest.raises(SherryError, match="not \\[out_features, in_features\\]"):
+        convert_to_sherry(transposed)
 
 
 def test_other_methods_do_not_pass_for_sherry(model_of):
