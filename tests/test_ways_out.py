@@ -23,6 +23,7 @@ from remaking import PROJECTION, foreign_tokenizer, remake
 from safetensors.torch import load_file, save_file
 
 from sherry_gguf.cli import COMMANDS, main
+from sherry_gguf.commands import adapter as adapter_command
 from sherry_gguf.commands import convert as convert_command
 from sherry_gguf.commands import requantize as requantize_command
 from sherry_gguf.commands import retag as retag_command
@@ -415,6 +416,30 @@ def nothing_to_go_on_with(i):
     return Case(line, Way.START_ANEW, drop=("--resume-from-checkpoint",))
 
 
+def adapter(i, base: Path | None = None) -> tuple[list[str], str]:
+    """A command line for a random LoRA that says that it was trained on ``base``, and the model that it fits."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = i.with_scales("per_group")
+    config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    lora = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
+    lora.peft_config["default"].base_model_name_or_path = str(base or model)
+    lora.save_pretrained(i.folder / "lora")
+    return ["adapter", str(i.folder / "lora"), *i.out()], str(model)
+
+
+@case
+def a_lora_without_its_base(i):
+    line, model = adapter(i, i.folder / "absent")
+    return Case([*line, "--alpha", "2"], Way.BASE, {"DIR": model})
+
+
+@case
+def nothing_to_choose_alpha_on(i):
+    return Case(adapter(i)[0], Way.ALPHA, {"FILE": str(i.text), "X": "2"})
+
+
 def words_of(line: list[str], way: Way, said: str) -> str:
     """The part of the message that names the way, found by the words of the command's own table around its values."""
     import importlib
@@ -503,6 +528,6 @@ def test_every_way_is_followed():
     source = Path(__file__).read_text(encoding="utf-8")
     tested |= {way for way in Way if re.search(rf"\bWay\.{way.name}\b(?=[,)\n])", source)}
     assert set(Way) == tested
-    for command in (convert_command, requantize_command, retag_command, train_command):
+    for command in (adapter_command, convert_command, requantize_command, retag_command, train_command):
         assert all("--" in words or "`" in words for words in command.WAYS.values())
-    assert set(COMMANDS) >= {"convert", "requantize", "retag", "train"}
+    assert set(COMMANDS) >= {"adapter", "convert", "requantize", "retag", "train"}
