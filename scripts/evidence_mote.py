@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()
     texts = sotu.fetch(args.work)
-    start = sotu.prepare(args.work / "mote-start", texts, **SHAPE, **DENSE)
+    start = prepare(args.work / "mote-start", texts)
     dense, upcycled, trained = (args.work / f"mote-{name}-{args.seed}" for name in ("dense", "upcycled", "trained"))
     train(start, texts, dense, args, "--method", "float", "--learning-rate", 2e-3)
     upcycle(dense, upcycled)
@@ -60,6 +60,15 @@ def main() -> None:
     for name, file in files.items():
         said = ", ".join(f"{test} {rate:,.0f} tokens/s" for test, rate in speeds(file).items())
         print(f"experts in {name}: {file.stat().st_size:,} bytes, {said}", flush=True)
+
+
+def prepare(directory: Path, texts: sotu.Texts) -> Path:
+    """A configuration and a tokenizer of which transformers and upstream's converter make the same."""
+    sotu.prepare(directory, texts, **SHAPE, **DENSE)
+    path = directory / "tokenizer_config.json"
+    # of ERNIE's transformers puts no space before a text, whatever class the tokenizer says that it has
+    path.write_text(json.dumps({**json.loads(path.read_text()), "add_prefix_space": False}))
+    return directory
 
 
 def train(model: Path, texts: sotu.Texts, out: Path, args: argparse.Namespace, *more: object) -> None:

@@ -18,17 +18,26 @@ OUTPUT_NORM = "output_norm.weight"
 # Architectures whose blocks have these sizes and no others; elsewhere a query may hold a gate, or be compressed.
 _PLAIN = ("llama", "qwen2", "qwen3", "qwen3moe", "hunyuan-dense", "hunyuan-moe")
 
+# A tensor of a block: a model has one stack of them, or an encoder's and a decoder's.
+_IN_BLOCK = re.compile(r"^(?P<stack>(enc\.|dec\.)?)blk\.(?P<index>\d+)\.(?P<rest>.+)$")
+
 # The matrices and norms of a decoder block; what else is in one differs between the layers of some architectures.
 _IN_ALL = re.compile(r"^(attn_(q|k|v|qkv|output|norm|q_norm|k_norm)|ffn_(gate|up|down)(_exps)?|ffn_norm)\.weight$")
 
 
 def require_whole_blocks(names: Iterable[str], block_count: int) -> None:
     """Raise SherryError if a block has no tensors, or lacks a weight that a block alike has: a checkpoint in parts."""
-    blocks: dict[int, set[str]] = {number: set() for number in range(block_count)}
+    stacks: dict[str, dict[int, set[str]]] = {}
     for name in names:
-        if name.startswith("blk."):
-            _, index, rest = name.split(".", 2)
-            blocks.setdefault(int(index), set()).add(rest)
+        if parts := _IN_BLOCK.match(name):
+            stacks.setdefault(parts["stack"], {}).setdefault(int(parts["index"]), set()).add(parts["rest"])
+    for stack, found in (stacks or {"": {}}).items():
+        # of a decoder behind an encoder the number is its own
+        count = max(found) + 1 if stack == "dec." else block_count
+        _require_whole({number: set() for number in range(count)} | found, count)
+
+
+def _require_whole(blocks: Mapping[int, set[str]], block_count: int) -> None:
     for number, found in blocks.items():
         # hybrid layers and dense layers among experts have other tensors, not fewer of the same
         lacking = {name for other in blocks.values() if found < other for name in other - found if _IN_ALL.search(name)}
