@@ -1,4 +1,4 @@
-"""Types that gguf-py cannot quantize (q4_K, q6_K), through ggml's own C in the built library."""
+"""Types that gguf-py cannot quantize (q4_K, q5_K, q6_K), through ggml's own C in the built library."""
 
 from __future__ import annotations
 

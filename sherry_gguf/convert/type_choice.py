@@ -17,7 +17,7 @@ from sherry_gguf.weights.ternary import Rule
 
 # gguf-py quantizes these in NumPy; the others only C does, in the built library. Names as llama-quantize spells them.
 NUMPY_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
-LIBRARY_TYPES = ("q4_K", "q6_K")
+LIBRARY_TYPES = ("q4_K", "q5_K", "q6_K")
 DEFAULT_EMBEDDING_TYPE = "q8_0"
 
 # For the Sherry layers: for every tensor the smallest type that holds it, of all types or, by default, of these.
