@@ -29,25 +29,26 @@ constexpr int    TOKENS[] = { 1, SHERRY_MAX_TOKENS };
 constexpr int    SAMPLES  = 16;
 constexpr size_t ALIGN    = 64;
 
-// a kernel's matrix and tables, and the best time for each number of tokens so far
+// a kernel's matrix and tables, which begin with a line of the cache as those of a model do, and the best time for each
+// number of tokens so far
 struct candidate {
     const kernel *    k;
-    std::vector<char> tiles;
     std::vector<char> room;
-    const char *      tables;
+    char *            tiles;
+    char *            tables;
     double            seconds[2] = { std::numeric_limits<double>::infinity(), std::numeric_limits<double>::infinity() };
 
     candidate(const kernel * k, const std::vector<block_sherry> & rows, const block_q8_sherry & x)
-        : k(k), tiles(N_TILES*N_BLOCKS*SHERRY_TILE_BYTES), room(N_BLOCKS*k->table_bytes + ALIGN) {
+        : k(k), room(ALIGN + N_BLOCKS*(N_TILES*SHERRY_TILE_BYTES + k->table_bytes)) {
+        tiles  = (char *) GGML_PAD((uintptr_t) room.data(), ALIGN);
+        tables = tiles + N_BLOCKS*N_TILES*SHERRY_TILE_BYTES;
         for (int i = 0; i < N_TILES*N_BLOCKS; ++i) {
             const int tile = i/N_BLOCKS, block = i%N_BLOCKS;
-            k->pack(&rows[tile*SHERRY_TILE_ROWS*N_BLOCKS + block], N_BLOCKS, tiles.data() + i*SHERRY_TILE_BYTES);
+            k->pack(&rows[tile*SHERRY_TILE_ROWS*N_BLOCKS + block], N_BLOCKS, tiles + i*SHERRY_TILE_BYTES);
         }
-        char * first = (char *) GGML_PAD((uintptr_t) room.data(), ALIGN);
         for (int i = 0; i < N_BLOCKS; ++i) {
-            k->tables(&x, first + i*k->table_bytes);
+            k->tables(&x, tables + i*k->table_bytes);
         }
-        tables = first;
     }
 
     void time(int which) {
@@ -65,7 +66,7 @@ struct candidate {
         const auto start = std::chrono::steady_clock::now();
         for (int i = 0; i < N_TILES; i += k->max_tiles) {
             k->mul(std::min(k->max_tiles, N_TILES - i), N_BLOCKS*SHERRY_TILE_BYTES,
-                   tiles.data() + i*N_BLOCKS*SHERRY_TILE_BYTES, N_BLOCKS, 1, TOKENS[which], of_tokens, d, dst, true, false);
+                   tiles + i*N_BLOCKS*SHERRY_TILE_BYTES, N_BLOCKS, 1, TOKENS[which], of_tokens, d, dst, true, false);
         }
         const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
         seconds[which] = std::min(seconds[which], took.count());
