@@ -95,10 +95,9 @@ def test_a_browser_shows_them(page, expected, tmp_path):
 
 @pytest.mark.runtime
 def test_other_sizes_are_those_that_llama_quantize_writes(runtime, tiny_checkpoint, sherry_gguf_file, tmp_path):
-    from sherry_gguf.commands.convert import TypeChoice
-    from sherry_gguf.convert import convert
+    from sherry_gguf.convert import TypeChoice, convert
 
-    f16 = convert(tiny_checkpoint, tmp_path / "f16.gguf", types=TypeChoice(outtype="f16")).outfile
+    f16 = convert(tiny_checkpoint, tmp_path / "f16.gguf", types=TypeChoice(overrides=((".*", "f16"),))).outfile
     q4 = tmp_path / "q4.gguf"
     program = runtime.program("llama-quantize")
     subprocess.run([program, f16, q4, "Q4_K_M"], check=True, capture_output=True)
