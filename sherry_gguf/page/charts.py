@@ -11,7 +11,7 @@ from html import escape
 from typing import Final
 
 WIDTH: Final = 360
-_LINE = 34  # height of a bar with its words
+_LINE = 37  # height of a bar with its words
 
 
 def svg(height: float, title: str, marks: Sequence[str]) -> str:
@@ -44,7 +44,7 @@ def stacked_bars(title: str, rows: Mapping[str, Mapping[str, int]], unit: int, u
         for m, (part, size) in enumerate(parts.items()):
             width = size / longest * WIDTH
             said = f"{label}, {part}: {_size(size, unit, unit_name)}, {size / (total or 1):.1%}"
-            marks.append(_rect(x, y + 17, width - (0.8 if width > 2 else 0), 10, f"c{m}", said))
+            marks.append(_rect(x, y + 18, width - (0.8 if width > 2 else 0), 10, f"c{m}", said))
             x += width
     return svg(len(rows) * _LINE, title, marks)
 
@@ -107,7 +107,7 @@ def rates(title: str, rows: Sequence[tuple[str, float, float]]) -> str:
         share = f"{rate:,.1f} tok/s · {rate / limit:.0%}"
         marks += [_text(0, y + 12, label), _text(WIDTH, y + 12, share, "end")]
         marks += [
-            _rect(0, y + 17, limit / longest * WIDTH, 10, "limit", said),
-            _rect(0, y + 17, rate / longest * WIDTH, 10, "bar", said),
+            _rect(0, y + 18, limit / longest * WIDTH, 10, "limit", said),
+            _rect(0, y + 18, rate / longest * WIDTH, 10, "bar", said),
         ]
     return svg(len(rows) * _LINE, title, marks)

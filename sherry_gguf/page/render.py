@@ -82,7 +82,7 @@ def _codes(codes: Codes | None) -> dict[str, str]:
     heat = charts.heat_map(
         "Codes of each layer, against the share that is expected",
         [str(layer) for layer in of_layers],
-        [],
+        [str(code) if code % 4 == 0 else "" for code in range(CODES)],
         [[(CODES * share - 1) / _MOST_DEVIATION for share in shares] for shares in of_layers.values()],
         [
             [f"layer {layer}, {name}: {share:.3%}" for name, share in zip(names, shares, strict=True)]
