@@ -1,62 +1,44 @@
 """Run 1.25-bit Sherry models with llama.cpp: lossless GGUF conversion, the ggml type, and the proof.
 
-Importing this package teaches ``gguf`` the tensor types that it lacks, now or as soon as ``gguf`` is imported.
+    convert_checkpoint  a trained checkpoint -> a GGUF file
+    inspect_file        what a GGUF file holds
+    load_tensors        its tensors, as NumPy arrays
+    SherryError         the one exception for input that cannot be used as it is
+
+What ``__all__`` has not is no public interface, and may change with any release. Importing this package teaches
+``gguf`` the tensor types that it lacks, now or as soon as ``gguf`` is imported.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
+from sherry_gguf import interrupt as interrupt  # before other imports, which it guards
 
+# isort: split
+from typing import TYPE_CHECKING, Any
 
-def _leave(*_: object) -> None:
-    os.write(2, b"sherry-gguf: interrupted\n")
-    os._exit(130)  # a shell's status for it
+from wrapt import when_imported as _when_imported
 
+from sherry_gguf.errors import SherryError
 
-# `python -m sherry_gguf.convert` imports that package for seconds before any line of ours that could guard it. What
-# it starts at the end, run_command, gives Ctrl-C its usual meaning.
-if (
-    sys.argv[:1] == ["-m"]
-    and any(word.startswith("sherry_gguf") for word in sys.orig_argv[1:])
-    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-):
-    signal.signal(signal.SIGINT, _leave)
-
-import threading  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
-
-from wrapt import when_imported  # noqa: E402
-
-from sherry_gguf.errors import SherryError  # noqa: E402
+if TYPE_CHECKING:
+    from sherry_gguf.api import convert_checkpoint, inspect_file, load_tensors
 
 __version__ = "0.1.0"
-__all__ = ["SherryError", "__version__"]
+__all__ = ["SherryError", "__version__", "convert_checkpoint", "inspect_file", "load_tensors"]
 
 
-@when_imported("gguf")
+def __getattr__(name: str) -> Any:
+    """The functions, once they are asked for: converting needs PyTorch, whose import takes seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module 'sherry_gguf' has no attribute {name!r}")
+    from sherry_gguf import api
+
+    return getattr(api, name)
+
+
+@_when_imported("gguf")
 def _register(gguf: object) -> None:
     # Not an eager import: the converter has to put the pinned gguf-py on the path before any `import gguf`.
     from sherry_gguf.formats.registration import register
 
     register(gguf)
-
-
-@contextmanager
-def leaving_at_interrupt() -> Iterator[None]:
-    """Around imports: let Ctrl-C end the process at once, as there is nothing yet to clean up.
-
-    As an exception it would become whatever a library makes of one while it is being imported.
-    """
-    ours = threading.current_thread() is threading.main_thread() and (
-        signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _leave)
-    )
-    if ours:
-        signal.signal(signal.SIGINT, _leave)
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)

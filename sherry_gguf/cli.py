@@ -10,10 +10,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from sherry_gguf import __version__, leaving_at_interrupt
+from sherry_gguf import __version__
 from sherry_gguf.commands import COMMANDS, EXTRAS
 from sherry_gguf.commands.help_page import Page, command_parser, described
 from sherry_gguf.errors import SherryError, says_no_memory
+from sherry_gguf.interrupt import leaving_at_interrupt
 
 EXAMPLES = ("sherry-gguf build", "sherry-gguf convert model", "sherry-gguf convert --help")
 

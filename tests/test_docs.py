@@ -1,4 +1,4 @@
-"""Every `sh` block of the documentation runs, in a folder that has what its commands name."""
+"""Every `sh` and `python` block of the documentation runs, in a folder that has what its commands name."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ PAGES = sorted([ROOT / "README.md", *(page for folder in FOLDERS for page in ROO
 OTHERS = {"TriLM, unpacked": "trilm", "absmean, per channel": "absmean", "Falcon3-1.58bit, packed": "falcon"}
 
 
-def commands(page: Path) -> str:
-    return "\n".join(re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+def commands(page: Path, language: str = "sh") -> str:
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return "\n".join(blocks)
 
 
 @pytest.fixture
@@ -64,6 +65,21 @@ def test_commands_run(page, folder):
         timeout=900,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.usefixtures("pinned_gguf")  # its source is fetched, which a conversion needs
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p, "python")], ids=lambda p: str(p.relative_to(ROOT)))
+def test_python_runs(page, folder):
+    done = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", commands(page, "python")],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -16,8 +16,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from sherry_gguf import leaving_at_interrupt
 from sherry_gguf.cli import main
+from sherry_gguf.interrupt import leaving_at_interrupt
 
 
 def start(arguments: list[str], limits: list[tuple[int, int]], stdout: str, stderr: str) -> int:
