@@ -120,7 +120,7 @@ def _values(tensor: FileTensor) -> npt.NDArray[Any]:
 
     name = tensor.type_name or UNKNOWN
     if name in _PLAIN:
-        return tensor.stored.view(_PLAIN[name]).copy()
+        return np.array(tensor.stored.view(_PLAIN[name]))
     if tensor.ternary_type is not None:
         return tensor.ternary_type.dequantize(tensor.rows)
     if name not in gguf.GGMLQuantizationType.__members__:  # I2_S of bitnet.cpp

@@ -95,7 +95,7 @@ class SherryError(ValueError):
     ways  what can be done about it, the best first
 
     The message is both, with semicolons between. Command lines print it without a traceback, the ways as their own
-    flags, and exit with status 1.
+    flags, and exit with status 1. What a name from a file would do to a terminal, line breaks too, is escaped.
     """
 
     def __init__(self, saw: str, *ways: Way | Advice) -> None:
@@ -106,7 +106,8 @@ class SherryError(ValueError):
     def worded(self, flags: Mapping[Way, str]) -> str:
         """The message, with a way out as ``flags`` has it where that knows the way."""
         ways = (flags.get(advice.way, advice.way.value).format(*advice.values) for advice in self.ways)
-        return "; ".join((self.saw, *ways))
+        text = "; ".join((self.saw, *ways))
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def says_no_memory(error: Exception) -> bool:

@@ -280,3 +280,9 @@ def test_damaged_state_dicts(tmp_path, model):
             said.append(str(error))
     assert len(said) > 40
     assert [line for line in said if len(line.splitlines()) != 1] == []
+
+
+def test_a_name_with_a_line_break_is_told_in_one_line(model):
+    (model / SINGLE).rename(model / "shard.safetensors")
+    (model / INDEX).write_text(json.dumps({"weight_map": {"\n\x1b[31m": "shard.safetensors"}}))
+    refuses(model, r"1 tensors of model\.safetensors\.index\.json are in no shard, the first is \\n\\x1b\[31m;")

@@ -1,0 +1,230 @@
+#!/usr/bin/env python3
+"""Damage GGUF files and checkpoints at random, and see that each is read or refused in one line.
+
+    python scripts/fuzz.py [--seed 1] [--minutes 20]
+    python scripts/fuzz.py --seed 1 --only gguf --number 1234 --keep DIR
+
+A mutant is drawn from the seed and its number, so that a finding comes back with both, and --keep has its file.
+
+gguf        header, inspect, retag and requantize of a GGUF file with changed fields or bytes
+checkpoint  loading and planning a small checkpoint whose safetensors header, index or config.json is changed
+
+What counts as a finding: an exception other than SherryError, a message of several lines, an output after a refusal, an
+output that reads otherwise than the input, ten seconds for one mutant. Whatever it finds, it goes on, and ends with
+status 1; only a mutant that takes a minute ends it at once, with where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from mutants import gguf_mutant, json_mutant, safetensors_mutant
+from safetensors.numpy import save
+
+from sherry_gguf.api import load_tensors
+from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.convert.plan import make_plan
+from sherry_gguf.errors import SherryError
+from sherry_gguf.files.header import read_header
+from sherry_gguf.files.inspect import as_json, inspect
+from sherry_gguf.files.requantize import requantize
+from sherry_gguf.files.retag import retag, targets
+from sherry_gguf.formats.table import tensor_types
+
+SLOW, HANGS = 10, 60  # seconds for one mutant
+HIDDEN, ROWS = 128, 8
+LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj")
+INDEX = "model.safetensors.index.json"
+
+SHERRY = {"w_bits": 0, "quant_method": "sherry", "granularity": "per_group", "group_size": 128, "N": 3, "M": 4}
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": 2,
+    "vocab_size": ROWS,
+    **SHERRY,
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a mutant did that no input may do."""
+
+    kind_of_file: str
+    seed: int
+    number: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"--seed {self.seed} --only {self.kind_of_file} --number {self.number}: {self.what}"
+
+
+def _attempt(action: Callable[[], object]) -> str | None:
+    """None if it succeeds, "" if it refuses in one line, else what is wrong about how it ended."""
+    start = time.monotonic()
+    try:
+        action()
+        wrong = None
+    except SherryError as error:
+        text = str(error)
+        wrong = "" if len(text.splitlines()) == 1 else f"a message of other than one line: {text!r}"
+    except Exception as error:
+        wrong = f"{type(error).__name__}: {error}"
+    took = time.monotonic() - start
+    return wrong if took < SLOW else f"{took:.0f} s"
+
+
+def _changed(path: Path, outfile: Path | None) -> str | None:
+    """What is wrong about an output: None if all of it reads as the input does, or nothing had to be written."""
+    if outfile is None:
+        return None
+    old, new = load_tensors(path), load_tensors(outfile)
+    for name in old:
+        before: list[Any] = []
+        after: list[Any] = []
+        ends = [_attempt(partial(_append, into, of, name)) for into, of in ((before, old), (after, new))]
+        if ends[0] != ends[1] or not all(map(_same, before, after)):
+            return f"{name} is not what it was"
+    return None
+
+
+_same = partial(np.array_equal, equal_nan=True)  # what a tensor of F32 has is its own business
+
+
+def _append(into: list[Any], tensors: Mapping[str, Any], name: str) -> None:
+    into.append(tensors[name])
+
+
+def try_gguf(draw: Random, folder: Path) -> Iterator[tuple[str, str | None]]:
+    """What was done with a mutant, and how it ended, as ``_attempt`` has it."""
+    path, outfile = folder / "mutant.gguf", folder / "out.gguf"
+    path.write_bytes(gguf_mutant(draw))
+
+    def write(action: Callable[[], Path | None]) -> str | None:
+        outfile.unlink(missing_ok=True)
+        written: list[Path | None] = []
+        wrong = _attempt(lambda: written.append(action()))
+        if wrong is None:
+            return _changed(path, *written)
+        return f"an output after {wrong or 'a refusal'}" if outfile.exists() else wrong
+
+    to, wanted = draw.choice(sorted(targets())), draw.choice(tensor_types())
+    yield "header", _attempt(lambda: read_header(path))
+    yield "inspect", _attempt(lambda: json.dumps(as_json(inspect(path))))
+    yield "retag", write(lambda: retag(path, to, outfile).outfile)
+    yield "requantize", write(lambda: requantize(path, wanted, outfile).outfile)
+
+
+def checkpoint_files() -> dict[str, bytes]:
+    """A checkpoint of two small layers, whole, in two shards with an index."""
+    noise = np.random.default_rng(0)
+    shards: list[dict[str, np.ndarray]] = [{}, {}]
+    for layer, shard in enumerate(shards):
+        for name in LINEAR:
+            values = noise.standard_normal((ROWS, HIDDEN)).astype(np.float32)
+            shard[f"model.layers.{layer}.{name}.weight"] = values
+    shards[0]["model.embed_tokens.weight"] = noise.standard_normal((ROWS, HIDDEN)).astype(np.float32)
+    names = [f"model-0000{i + 1}-of-00002.safetensors" for i in range(len(shards))]
+    weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    return {
+        "config.json": json.dumps(CONFIG).encode(),
+        INDEX: json.dumps(index).encode(),
+        **{name: save(shard) for name, shard in zip(names, shards, strict=True)},
+    }
+
+
+WHOLE = checkpoint_files()
+
+
+def try_checkpoint(draw: Random, folder: Path) -> Iterator[tuple[str, str | None]]:
+    """As ``try_gguf``, of a checkpoint one of whose files is changed."""
+    model = folder / "model"
+    shutil.rmtree(model, ignore_errors=True)
+    model.mkdir()
+    changed = draw.choice(list(WHOLE))
+    for name, content in WHOLE.items():
+        if name == changed and name.endswith(".json"):
+            content = json_mutant(draw, content.decode())
+        elif name == changed:
+            content = safetensors_mutant(draw, content)
+        (model / name).write_bytes(content)
+
+    def load() -> None:
+        checkpoint = Checkpoint(model)
+        make_plan(checkpoint)
+        for name in checkpoint.names:
+            checkpoint.load(name)
+
+    yield "load", _attempt(load)
+
+
+TRIALS = {"gguf": try_gguf, "checkpoint": try_checkpoint}
+
+
+def fuzz(of: str, seed: int, numbers: Iterator[int] | range, folder: Path, counts: Counter[str]) -> Iterator[Finding]:
+    """Try mutants of one kind of file; counts gets how often each action succeeded and refused."""
+    for number in numbers:
+        for action, wrong in TRIALS[of](Random(f"{of} {seed} {number}"), folder):
+            counts[f"{action}, {'refused' if wrong == '' else 'read' if wrong is None else 'wrong'}"] += 1
+            if wrong:
+                yield Finding(of, seed, number, f"{action}: {wrong}")
+
+
+def main() -> int:
+    description, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="(1)")
+    parser.add_argument("--minutes", type=float, default=1, metavar="N", help="for each kind of file (1)")
+    parser.add_argument("--only", choices=TRIALS, help="one kind of file")
+    parser.add_argument("--number", type=int, metavar="N", help="this mutant alone")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the last mutant's files there")
+    arguments = parser.parse_args()
+    if arguments.keep:
+        arguments.keep.mkdir(parents=True, exist_ok=True)
+
+    found = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        for of in [arguments.only] if arguments.only else TRIALS:
+            counts: Counter[str] = Counter()
+            end = time.monotonic() + 60 * arguments.minutes
+            numbers = range(sys.maxsize) if arguments.number is None else range(arguments.number, arguments.number + 1)
+            tried = 0
+
+            def until_then(numbers: range = numbers, end: float = end) -> Iterator[int]:
+                nonlocal tried
+                for number in numbers:
+                    if time.monotonic() > end:
+                        break
+                    tried += 1
+                    faulthandler.dump_traceback_later(HANGS, exit=True)
+                    yield number
+                faulthandler.cancel_dump_traceback_later()
+
+            for finding in fuzz(of, arguments.seed, until_then(), arguments.keep or Path(scratch), counts):
+                found += 1
+                print(finding)
+            told = ", ".join(f"{what} {count}" for what, count in sorted(counts.items()))
+            print(f"{of}: {tried} mutants with seed {arguments.seed}: {told}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
