@@ -9,9 +9,9 @@ A mutant is drawn from the seed and its number, so that a finding comes back wit
 gguf        header, inspect, retag and requantize of a GGUF file with changed fields or bytes
 checkpoint  loading and planning a small checkpoint whose safetensors header, index or config.json is changed
 
-What counts as a finding: an exception other than SherryError, a message of several lines, an output after a refusal, an
-output that reads otherwise than the input, ten seconds for one mutant. Whatever it finds, it goes on, and ends with
-status 1; only a mutant that takes a minute ends it at once, with where it was.
+What counts as a finding: an exception other than SherryError, a warning of NumPy, a message of several lines, an output
+after a refusal, an output that reads otherwise than the input, ten seconds for one mutant. Whatever it finds, it goes
+on, and ends with status 1; only a mutant that takes a minute ends it at once, with where it was.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -78,7 +79,9 @@ def _attempt(action: Callable[[], object]) -> str | None:
     """None if it succeeds, "" if it refuses in one line, else what is wrong about how it ended."""
     start = time.monotonic()
     try:
-        action()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # NumPy's would stand before the one line
+            action()
         wrong = None
     except SherryError as error:
         text = str(error)

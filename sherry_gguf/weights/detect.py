@@ -61,6 +61,7 @@ class Look:
     grids: tuple[Grid, ...] = ()
 
 
+@np.errstate(invalid="ignore", over="ignore")  # of weights that are not finite, which are refused by name later
 def detect(weights: F32) -> Look:
     """float32[rows, k] -> Look. A sample of rows will do; a granularity then is that of the sample."""
     zero = weights == 0
