@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,9 +131,17 @@ def _figures(tensors: Sequence[WrittenTensor]) -> tuple[str, str, str, str]:
 
 
 def _loss_table(losses: dict[str, float]) -> Table:
+    """A row for the layers of all blocks that differ in their number only; ``as_json`` has each."""
     table = Table(title="changed by quantizing: |w_q - w| / |w|", title_justify="left")
-    table.add_column("layer")
-    table.add_column("relative error", justify="right")
-    for name, error in losses.items():
-        table.add_row(name, f"{error:.3f}")
+    table.add_column("layers")
+    for heading in ("number", "median", "largest"):
+        table.add_column(heading, justify="right")
+    table.add_column("which is")
+    alike: dict[str, list[str]] = {}
+    for name in losses:
+        alike.setdefault(re.sub(r"\b\d+\b", "*", name), []).append(name)
+    for pattern, names in alike.items():
+        worst = max(names, key=lambda name: losses[name])
+        median = statistics.median(losses[name] for name in names)
+        table.add_row(pattern, f"{len(names)}", f"{median:.3f}", f"{losses[worst]:.3f}", worst)
     return table
