@@ -25,9 +25,10 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -180,13 +181,24 @@ def try_checkpoint(draw: Random, folder: Path) -> Iterator[tuple[str, str | None
 TRIALS = {"gguf": try_gguf, "checkpoint": try_checkpoint}
 
 
-def fuzz(of: str, seed: int, numbers: Iterator[int] | range, folder: Path, counts: Counter[str]) -> Iterator[Finding]:
-    """Try mutants of one kind of file; counts gets how often each action succeeded and refused."""
+def fuzz(of: str, seed: int, numbers: Iterable[int], folder: Path, counts: Counter[str]) -> Iterator[Finding]:
+    """Try mutants of one kind of file; counts gets their number, and how often each action succeeded and refused."""
     for number in numbers:
+        counts["mutants"] += 1
         for action, wrong in TRIALS[of](Random(f"{of} {seed} {number}"), folder):
             counts[f"{action}, {'refused' if wrong == '' else 'read' if wrong is None else 'wrong'}"] += 1
             if wrong:
                 yield Finding(of, seed, number, f"{action}: {wrong}")
+
+
+def until(end: float, numbers: Iterable[int]) -> Iterator[int]:
+    """Numbers until a time of ``time.monotonic``. One that takes too long to try ends the process."""
+    for number in numbers:
+        if time.monotonic() > end:
+            break
+        faulthandler.dump_traceback_later(HANGS, exit=True)
+        yield number
+    faulthandler.cancel_dump_traceback_later()
 
 
 def main() -> int:
@@ -208,24 +220,14 @@ def main() -> int:
         for of in [arguments.only] if arguments.only else TRIALS:
             counts: Counter[str] = Counter()
             end = time.monotonic() + 60 * arguments.minutes
-            numbers = range(sys.maxsize) if arguments.number is None else range(arguments.number, arguments.number + 1)
-            tried = 0
-
-            def until_then(numbers: range = numbers, end: float = end) -> Iterator[int]:
-                nonlocal tried
-                for number in numbers:
-                    if time.monotonic() > end:
-                        break
-                    tried += 1
-                    faulthandler.dump_traceback_later(HANGS, exit=True)
-                    yield number
-                faulthandler.cancel_dump_traceback_later()
-
-            for finding in fuzz(of, arguments.seed, until_then(), arguments.keep or Path(scratch), counts):
+            numbers = count() if arguments.number is None else [arguments.number]
+            folder = arguments.keep or Path(scratch)
+            for finding in fuzz(of, arguments.seed, until(end, numbers), folder, counts):
                 found += 1
                 print(finding)
-            told = ", ".join(f"{what} {count}" for what, count in sorted(counts.items()))
-            print(f"{of}: {tried} mutants with seed {arguments.seed}: {told}")
+            mutants = counts.pop("mutants")
+            told = ", ".join(f"{what} {times}" for what, times in sorted(counts.items()))
+            print(f"{of}: {mutants} mutants with seed {arguments.seed}: {told}")
     return 1 if found else 0
 
 

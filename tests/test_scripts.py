@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import profile_token
 import pytest
 
 from sherry_gguf.formats.sherry import SHERRY
@@ -339,3 +340,29 @@ def test_evidence_calibrated(repository, tiny_checkpoint, training_work):
     divergence = {what: float(nats) for what, _, _, nats in rows}
     assert divergence["float"] == 0 < divergence["Q4_0"] < divergence["2 planes"] < divergence["Q2_K"]
     assert divergence["2 planes"] < divergence["1 planes"]
+
+
+@pytest.mark.parametrize(
+    ("library", "function", "part"),
+    [
+        ("libggml-cpu.so.0", "mul_avx512vbmi", "products"),
+        ("libggml-cpu.so.0", "mul_g32_avx2", "products"),
+        ("libggml-cpu.so.0", "ggml_vec_dot_tq2_0_q8_K", "products"),
+        ("libggml-cpu.so.0", "tables_avx2", "tables"),
+        ("libggml-cpu.so.0", "quantize_for_sherry", "tables"),
+        ("libggml-cpu.so.0", "ggml_vec_dot_q8_0_q8_0", "head"),
+        ("libggml-cpu.so.0", "ggml_vec_dot_f16", "attention"),
+        ("libgomp.so.1", "0x000000000001f7da", "waiting"),
+        ("[kernel.kallsyms]", "clear_page_erms", "rest"),
+    ],
+)
+def test_profile_token_tells_parts_apart(library, function, part):
+    """By names that perf gives of a build."""
+    assert profile_token.part_of(library, function, "tq2_0", "q8_0") == part
+
+
+def test_profile_token_says_what_it_misses(repository, tmp_path):
+    command = [sys.executable, str(repository / "scripts/profile_token.py"), "--shape", "tiny"]
+    done = subprocess.run(command, env={**os.environ, "PATH": str(tmp_path)}, capture_output=True, text=True)
+    said = "error: there is no perf: Debian has it in linux-perf, other systems in linux-tools\n"
+    assert (done.returncode, done.stderr) == (1, said)

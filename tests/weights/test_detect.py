@@ -99,3 +99,11 @@ def test_masked_latents_are_sparse(floats):
     found = quantize(floats)
     masked = np.where(expand(found.codes, found.scales) == 0, 0, floats)
     assert detect(masked.astype(np.float32)).family is Family.SPARSE
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_weight_that_is_no_number_is_no_warning():
+    """A signalling NaN, for which NumPy warns where it is converted; the weight is refused by name elsewhere."""
+    weights = np.ones((1, 32), dtype=np.float32)
+    weights.view(np.uint32)[0, 0] = 0x7F800001
+    detect(weights)
