@@ -1,6 +1,7 @@
 # make demo   convert the shipped checkpoint, generate text with llama-cli, compare with PyTorch
 # make test   everything that CI runs, as many files of tests at once as there are processors
 # make quick  the tests that need no compiler, in under a minute
+# make test-gpu   the tests of Vulkan, on a GPU or on Mesa's driver for the processor; says what it lacks
 # Both make .venv and build llama.cpp on first use; later runs find both ready.
 
 PYTHON  ?= python3
@@ -10,7 +11,7 @@ MODEL   := tests/data/sotu-sherry
 TEXT    := tests/data/sotu-heldout.txt
 GGUF    := .demo/sotu-sherry-SHERRY.gguf
 
-.PHONY: demo test quick clean
+.PHONY: demo test test-gpu quick clean
 
 demo: $(READY)
 	@mkdir -p $(dir $(GGUF))
@@ -22,6 +23,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/sherry-gguf build --tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -rs -s tests/native/test_vulkan.py
 
 quick: $(READY)
 	$(BIN)/python -m pytest -m "not runtime and not slow"

@@ -10,7 +10,8 @@ from sherry_gguf.commands import ways_out
 from sherry_gguf.commands.help_page import groups
 from sherry_gguf.llama_cpp import fetch
 from sherry_gguf.llama_cpp.builds import PROGRAMS, TESTS, build, remember
-from sherry_gguf.llama_cpp.cache import locked
+from sherry_gguf.llama_cpp.cache import locked, say
+from sherry_gguf.llama_cpp.gpu import GPUS, gpu_defines, vulkan_paths
 from sherry_gguf.llama_cpp.upstream import PatchSet
 
 WAYS = ways_out.BUILD
@@ -20,6 +21,7 @@ USAGE = "[FLAG ...]"
 EXAMPLES = (
     "sherry-gguf build",
     "sherry-gguf build --target llama-cli --target llama-server",
+    "sherry-gguf build --gpu vulkan",
     "sherry-gguf build --source ~/llama.cpp -D GGML_NATIVE=OFF",
 )
 
@@ -40,6 +42,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"build only this, may be repeated (default: {' '.join(PROGRAMS)})",
     )
+    flags.basic.add_argument(
+        "--gpu",
+        choices=sorted(GPUS),
+        help="compile this backend too; with CUDA the layers of Sherry's types stay on the CPU",
+    )
     flags.checks.add_argument("--tests", action="store_true", help=f"build the native tests too: {' '.join(TESTS)}")
     flags.expert.add_argument(
         "-D", dest="defines", action="append", default=[], metavar="NAME=VALUE", help="a setting for cmake"
@@ -53,8 +60,12 @@ def execute(args: argparse.Namespace) -> int:
     if args.sdist is not None:
         with locked() as cache:
             fetch.add(cache, PatchSet.load().pin, args.sdist)
-    made = build(args.target, tests=args.tests, source=args.source, defines=args.defines, jobs=args.jobs)
-    remember(args.source, args.defines)
+    defines = [*(gpu_defines(args.gpu) if args.gpu else ()), *args.defines]
+    made = build(args.target, tests=args.tests, source=args.source, defines=defines, jobs=args.jobs)
+    remember(args.source, defines)
+    if args.gpu == "vulkan":
+        left_out = [name for name, compiles in vulkan_paths(made.source).items() if not compiles]
+        say(f"shaders that this glslc is too old for, and which are left out: {', '.join(left_out) or 'none'}")
     print(f"{len(made.programs)} programs in {made.bin_dir} ({time.monotonic() - start:.1f} s)")
     return 0
 

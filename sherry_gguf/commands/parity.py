@@ -50,6 +50,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-t", "--threads", type=_positive, metavar="N", default=os.cpu_count() or 1, help="default: all processors"
     )
     flags.expert.add_argument(
+        "-ngl",
+        "--n-gpu-layers",
+        type=_positive,
+        metavar="N",
+        default=0,
+        help="layers that llama.cpp computes on a GPU (default: none)",
+    )
+    flags.expert.add_argument(
         "--no-split",
         action="store_true",
         help="do not separate the sources of error, which takes two more files where TMPDIR says, "
@@ -102,6 +110,7 @@ def execute(args: argparse.Namespace) -> int:
         ctx_size=args.ctx_size,
         max_chunks=args.chunks,
         threads=args.threads,
+        gpu_layers=args.n_gpu_layers,
         split=not args.no_split,
         progress=sys.stderr.isatty(),
     )

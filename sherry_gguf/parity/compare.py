@@ -59,12 +59,14 @@ def parity(
     ctx_size: int = 512,
     max_chunks: int | None = None,
     threads: int = 1,
+    gpu_layers: int = 0,
     split: bool = True,
     progress: bool = False,
 ) -> Findings:
     """Compare ``gguf`` with the checkpoint it was made from, on a text in UTF-8.
 
     ctx_size   tokens per chunk, each evaluated by itself; the second half of each is scored
+    gpu_layers how many layers llama.cpp computes on a GPU, if it was built for one
     split      let the causes in one by one, which takes two more files in the temporary directory: one of 4 bytes
                a weight, and ``gguf`` with F32 embeddings
 
@@ -94,12 +96,15 @@ def parity(
         weight_check = weights.check(gguf, checkpoint, plan)
         kept = weights.other_types(gguf, checkpoint, plan) if split else ()
     first = scoring.first_scored(ctx_size)
+    on_gpu = ("-ngl", str(gpu_layers)) if gpu_layers else ()
     in_torch = reference.load(checkpoint, plan, threads=threads)
     with _stages(source, gguf, kept, split, bool(plan.moved)) as stages, ExitStack() as stack:
         program = build.program("sherry-logits")
         in_runtime = [
             stack.enter_context(
-                runtime.open_logits(program, stage.file, ctx_size, first, threads=threads, options=stage.options)
+                runtime.open_logits(
+                    program, stage.file, ctx_size, first, threads=threads, options=(*stage.options, *on_gpu)
+                )
             )
             for stage in stages
         ]

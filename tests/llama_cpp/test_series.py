@@ -24,6 +24,8 @@ HUNK_LINES = {
     "0006-tools": 1,
     "0007-gpu-backends": 9,
     "0008-log": 10,
+    "0009-vulkan": 108,
+    "0010-cuda": 80,
 }
 
 

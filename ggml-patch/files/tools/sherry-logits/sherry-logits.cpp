@@ -4,7 +4,7 @@
 //
 // Input, a file or stdin: raw int32 token ids, native byte order, no header. Every --ctx-size ids are a chunk of
 // its own, evaluated in an empty context from position 0; the ids are used as they are, no BOS is added. Input that
-// ends within a chunk is an error.
+// ends within a chunk is an error. A model with an encoder takes --encoder more ids before each chunk, for the encoder.
 //
 // Output, native byte order:
 //   char[8]  "SHLOGITS"
@@ -12,7 +12,7 @@
 //   float32  [n_positions][n_vocab]             of each chunk: logits at positions from .. ctx-size - 1
 //
 // A chunk's logits are written before the next chunk is read: over pipes, each chunk is a request and its answer.
-// At most N_BATCH positions are in memory. No GPU is used, but for those of --rpc; a BLAS backend is, if one was built.
+// At most N_BATCH positions are in memory. No GPU is used without -ngl or --rpc; a BLAS backend is, if one was built.
 //
 // With --check no logits are computed, and no weight is read: whether llama.cpp loads the file is the exit status. Its
 // metadata and vocabulary are read, and every tensor is looked up, in the shape that the model wants, without memory.
@@ -43,7 +43,9 @@ static const char * USAGE =
     "  -t, --threads N   threads (default: the number of hardware threads)\n"
     "  -o, --output FILE where the logits go (default: stdout)\n"
     "  --check           only see whether llama.cpp loads the GGUF, without its weights\n"
+    "  --encoder N       ids before each chunk that the model's encoder reads (default: 0)\n"
     "  --from N          first position of a chunk to write (default: 0)\n"
+    "  -ngl, --n-gpu-layers N  layers on this machine's GPUs (default: 0)\n"
     "  --rpc SERVERS     put all layers on these ggml-rpc-server workers, host:port,host:port\n"
     "  --no-repack       leave the weights as they are in the file\n"
     "  --kv-f32          F32 KV cache and no flash attention (default: as llama.cpp, F16 and auto)\n"
@@ -57,6 +59,8 @@ struct options {
     int32_t n_ctx     = 0;
     int32_t n_threads = (int32_t) std::max(1u, std::thread::hardware_concurrency());
     int32_t from      = 0;
+    int32_t n_gpu     = 0; // layers
+    int32_t n_encoder = 0; // tokens
     bool    no_repack = false;
     bool    kv_f32    = false;
     bool    check     = false;
@@ -97,7 +101,9 @@ static options parse(int argc, char ** argv) {
         else if (arg == "-o" || arg == "--output")   { opt.output    = value(); }
         else if (arg == "-c" || arg == "--ctx-size") { opt.n_ctx     = parse_int(arg, value(), 1); }
         else if (arg == "-t" || arg == "--threads")  { opt.n_threads = parse_int(arg, value(), 1); }
+        else if (arg == "--encoder")                 { opt.n_encoder = parse_int(arg, value(), 1); }
         else if (arg == "--from")                    { opt.from      = parse_int(arg, value(), 0); }
+        else if (arg == "-ngl" || arg == "--n-gpu-layers") { opt.n_gpu = parse_int(arg, value(), 0); }
         else if (arg == "--rpc")                     { opt.rpc       = value(); }
         else if (arg == "--no-repack")               { opt.no_repack = true; }
         else if (arg == "--kv-f32")                  { opt.kv_f32    = true; }
@@ -109,6 +115,12 @@ static options parse(int argc, char ** argv) {
     }
     if (opt.model.empty() || (opt.n_ctx == 0 && !opt.check)) {
         die("-m MODEL and -c N are needed (--help lists all)");
+    }
+    if (opt.n_gpu > 0 && !opt.rpc.empty()) {
+        die("-ngl and --rpc exclude each other");
+    }
+    if (opt.n_encoder > N_BATCH) {
+        die("--encoder takes " + std::to_string(N_BATCH) + " tokens at most");
     }
     if (opt.from >= opt.n_ctx && !opt.check) {
         die("--from " + std::to_string(opt.from) + " lies outside a chunk of " + std::to_string(opt.n_ctx));
@@ -174,9 +186,17 @@ static void write_all(FILE * out, const void * data, size_t size) {
     }
 }
 
-// Evaluates one chunk from an empty context and writes its logits from position opt.from on.
-static void run_chunk(llama_context * ctx, const llama_token * chunk, int32_t n_vocab, const options & opt, FILE * out) {
+// Evaluates one chunk, and what the encoder reads before it, from an empty context; writes its logits from position
+// opt.from on.
+static void run_chunk(llama_context * ctx, llama_token * chunk, int32_t n_vocab, const options & opt, FILE * out) {
     llama_memory_clear(llama_get_memory(ctx), true);
+    if (opt.n_encoder > 0) {
+        const int32_t status = llama_encode(ctx, llama_batch_get_one(chunk, opt.n_encoder));
+        if (status != 0) {
+            die("llama_encode failed with status " + std::to_string(status));
+        }
+        chunk += opt.n_encoder;
+    }
     llama_batch batch = llama_batch_init(N_BATCH, 0, 1);
     for (int32_t begin = 0; begin < opt.n_ctx; begin += N_BATCH) {
         batch.n_tokens = std::min(N_BATCH, opt.n_ctx - begin);
@@ -216,7 +236,11 @@ int main(int argc, char ** argv) {
 
     std::vector<ggml_backend_dev_t> devices = rpc_devices(opt.rpc);
     llama_model_params model_params = llama_model_default_params();
-    model_params.devices         = devices.data();
+    if (opt.n_gpu > 0) {
+        model_params.n_gpu_layers = opt.n_gpu; // on all devices, llama.cpp's default
+    } else {
+        model_params.devices = devices.data();
+    }
     model_params.use_extra_bufts = !opt.no_repack;
     if (opt.check) {
         model_params.no_alloc  = true;
@@ -229,6 +253,10 @@ int main(int argc, char ** argv) {
     }
     if (opt.check) {
         return 0;
+    }
+
+    if (llama_model_has_encoder(model.get()) != (opt.n_encoder > 0)) {
+        die(opt.model + (opt.n_encoder > 0 ? ": has no encoder" : ": has an encoder, which needs --encoder N"));
     }
 
     llama_context_params ctx_params = llama_context_default_params();
@@ -264,7 +292,7 @@ int main(int argc, char ** argv) {
     write_all(out, "SHLOGITS", 8);
     write_all(out, header, sizeof(header));
     flush(out);
-    std::vector<llama_token> chunk(opt.n_ctx);
+    std::vector<llama_token> chunk(opt.n_encoder + opt.n_ctx);
     while (read_chunk(in, chunk, n_vocab)) {
         run_chunk(ctx.get(), chunk.data(), n_vocab, opt, out);
         flush(out);
