@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -49,9 +50,13 @@ def trained(tiny_checkpoint, heldout_text, tmp_path_factory):
     return directory, model.float().eval(), tokenizer
 
 
-def test_generation(runtime, pinned_gguf, trained, tmp_path):
-    directory, model, tokenizer = trained
-    file = convert(directory, tmp_path / "t5.gguf").outfile
+@pytest.fixture(scope="module")
+def file(pinned_gguf, trained, tmp_path_factory):
+    return convert(trained[0], tmp_path_factory.mktemp("converted") / "t5.gguf").outfile
+
+
+def test_generation(runtime, file, trained):
+    _, model, tokenizer = trained
     sherry = [name for name, tensor in tensors_of(file).items() if tensor.tensor_type.name == "SHERRY"]
     assert len(sherry) == 2 * (4 + 3) + 2 * (4 + 4 + 3)
     assert {name.split(".")[0] for name in sherry} == {"enc", "dec"}
@@ -71,3 +76,30 @@ def test_generation(runtime, pinned_gguf, trained, tmp_path):
         assert done.stdout.strip() == tokenizer.decode(expected).strip()
         written.add(done.stdout)
     assert len(written) == len(TEXTS)
+
+
+def test_logits(runtime, file, trained):
+    """Of the decoder, each of TEXTS having gone through the encoder. Llama.cpp rounds activations to 8 bits."""
+    _, model, tokenizer = trained
+    for text in TEXTS:
+        encoder = torch.tensor([tokenizer(text)["input_ids"]])
+        written = model.generate(encoder, max_new_tokens=TARGET, do_sample=False)
+        with torch.no_grad():
+            expected = model(input_ids=encoder, decoder_input_ids=written).logits[0].numpy()
+        ids = torch.cat([encoder, written], dim=1)[0].numpy().astype(np.int32)
+        command = [runtime.program("sherry-logits"), "-m", file, "-c", written.shape[1], "--encoder", encoder.shape[1]]
+        done = subprocess.run([*map(str, command), "-t", "1"], input=ids.tobytes(), capture_output=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        logits = np.frombuffer(done.stdout[16:], np.float32).reshape(expected.shape)
+        assert np.square(logits - expected).sum() < 1e-3 * np.square(expected).sum()
+
+
+def test_an_encoder_wants_its_tokens(runtime, file, sherry_gguf_file):
+    program = str(runtime.program("sherry-logits"))
+    done = subprocess.run([program, "-m", str(file), "-c", "4"], input=b"", capture_output=True)
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert b"has an encoder, which needs --encoder N" in done.stderr
+    done = subprocess.run(
+        [program, "-m", str(sherry_gguf_file), "-c", "4", "--encoder", "3"], input=b"", capture_output=True
+    )
+    assert b"has no encoder" in done.stderr
