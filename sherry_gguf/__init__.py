@@ -23,7 +23,7 @@ from sherry_gguf.errors import SherryError
 if TYPE_CHECKING:
     from sherry_gguf.api import convert_checkpoint, inspect_file, load_tensors
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["SherryError", "__version__", "convert_checkpoint", "inspect_file", "load_tensors"]
 
 

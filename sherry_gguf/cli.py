@@ -78,6 +78,16 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
         return 1
 
 
+class _Version(argparse.Action):
+    """Print the version and the pin, which is read only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from sherry_gguf.llama_cpp.upstream import PatchSet
+
+        print(f"sherry-gguf {__version__}, with the llama.cpp of {PatchSet.load().pin}")
+        parser.exit()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script ``sherry-gguf``."""
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -87,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             description=described("Run 1.25-bit Sherry models with llama.cpp.", EXAMPLES),
             formatter_class=Page,
         )
-        parser.add_argument("--version", action="version", version=f"sherry-gguf {__version__}")
+        parser.add_argument(
+            "--version", action=_Version, nargs=0, help="print the version, and which llama.cpp is built"
+        )
         commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
         for name, summary in COMMANDS.items():
             commands.add_parser(name, help=summary, add_help=False)
