@@ -64,6 +64,7 @@ class Way(Enum):
     BUILD_TARGET = "build the target {0}"
     BUILD_TESTS = "build the native tests"
     BUILD_PIN = "build the pinned llama.cpp instead"
+    CHECKSUM = "give its SHA-256, or put a file with it beside"
     GIVE_SDIST = "get the sdist elsewhere, and give it to the build"
     CONTEXT = "take another context size"
     WHERE = "ask for more words, which show where"

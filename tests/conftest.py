@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,9 @@ import pytest
 from remaking import FOREIGN
 
 from sherry_gguf import llama_cpp
+from sherry_gguf.llama_cpp import fetch
+from sherry_gguf.llama_cpp.cache import cache_dir
+from sherry_gguf.llama_cpp.upstream import PatchSet
 
 TESTS = Path(__file__).parent
 DATA = TESTS / "data"
@@ -55,6 +61,33 @@ def heldout_text() -> Path:
 def runtime() -> llama_cpp.Build:
     """The patched llama.cpp with its native tests; built on first use, which takes minutes."""
     return llama_cpp.build(tests=True)
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_python(runtime: llama_cpp.Build, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with llama-cpp-python out of the pin's sdist, without a llama.cpp of its own.
+
+    pip gets its build backend, and a cache that it wants, from the package index. In CI a failure is one.
+    """
+    pin = PatchSet.load().pin
+    sdist = fetch.archive_path(cache_dir(), pin)
+    # pip reads name and version off the file's name, which has a hash in the cache
+    folder = tmp_path_factory.mktemp("bindings")
+    named = folder / f"llama_cpp_python-{pin.version}.tar.gz"
+    named.symlink_to(sdist)
+    target = folder / "site"
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--target", target]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, named, "diskcache"],
+        env={**os.environ, "CMAKE_ARGS": "-DLLAMA_BUILD=OFF"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0 and not os.environ.get("CI"):
+        pytest.skip(f"pip could not install llama-cpp-python: {done.stderr[-300:]}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not [path for path in target.rglob("lib*") if ".so" in path.name or path.suffix == ".dylib"]
+    return target
 
 
 @pytest.fixture(scope="session")

@@ -515,7 +515,7 @@ def test_where_an_error_came_from(inputs, capsys):
 
 
 # Followed where builds are tested, with a llama.cpp of a few lines: tests/llama_cpp.
-OF_BUILDS = {Way.BUILD, Way.BUILD_TARGET, Way.BUILD_TESTS, Way.BUILD_PIN, Way.GIVE_SDIST}
+OF_BUILDS = {Way.BUILD, Way.BUILD_TARGET, Way.BUILD_TESTS, Way.BUILD_PIN, Way.CHECKSUM, Way.GIVE_SDIST}
 
 # Not followed: llama-gguf-split is no program of this project's build. Files as it writes them, parts and merged ones,
 # are in tests/files/test_parts.py. A download needs a network; what is said without one is in

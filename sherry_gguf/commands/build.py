@@ -1,4 +1,6 @@
-"""Fetch the pinned llama.cpp, patch it, and build its programs in the user's cache; at once when up to date."""
+"""Fetch the pinned llama.cpp, patch it, and build its programs in the user's cache; at once when up to date.
+
+Or take programs and libraries that another machine built (--prebuilt), which needs no compiler and takes seconds."""
 
 from __future__ import annotations
 
@@ -8,8 +10,9 @@ from pathlib import Path
 
 from sherry_gguf.commands import ways_out
 from sherry_gguf.commands.help_page import groups
+from sherry_gguf.errors import SherryError
 from sherry_gguf.llama_cpp import fetch
-from sherry_gguf.llama_cpp.builds import PROGRAMS, TESTS, build, remember
+from sherry_gguf.llama_cpp.builds import PROGRAMS, TESTS, Build, build, install, remember
 from sherry_gguf.llama_cpp.cache import locked, say
 from sherry_gguf.llama_cpp.gpu import GPUS, gpu_defines, vulkan_paths
 from sherry_gguf.llama_cpp.upstream import PatchSet
@@ -20,9 +23,8 @@ USAGE = "[FLAG ...]"
 
 EXAMPLES = (
     "sherry-gguf build",
-    "sherry-gguf build --target llama-cli --target llama-server",
     "sherry-gguf build --gpu vulkan",
-    "sherry-gguf build --source ~/llama.cpp -D GGML_NATIVE=OFF",
+    "sherry-gguf build --prebuilt sherry-gguf-runtime.tar.xz",
 )
 
 
@@ -35,6 +37,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     origin.add_argument(
         "--sdist", type=Path, metavar="FILE", help="take the pinned sdist from this file instead of fetching it"
+    )
+    origin.add_argument("--prebuilt", type=Path, metavar="FILE", help="compile nothing, take the build in this archive")
+    flags.checks.add_argument(
+        "--sha256", metavar="HEX", help="what the archive's SHA-256 must be (default: what FILE.sha256 says)"
     )
     flags.basic.add_argument(
         "--target",
@@ -57,6 +63,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Build, and print where it is."""
     start = time.monotonic()
+    if args.prebuilt is None and args.sha256 is not None:
+        raise SherryError("--sha256 is that of an archive: name it with --prebuilt FILE")
+    made = _compile(args) if args.prebuilt is None else _install(args)
+    print(f"{len(made.programs)} programs in {made.bin_dir} ({time.monotonic() - start:.1f} s)")
+    return 0
+
+
+def _compile(args: argparse.Namespace) -> Build:
     if args.sdist is not None:
         with locked() as cache:
             fetch.add(cache, PatchSet.load().pin, args.sdist)
@@ -66,8 +80,13 @@ def execute(args: argparse.Namespace) -> int:
     if args.gpu == "vulkan":
         left_out = [name for name, compiles in vulkan_paths(made.source).items() if not compiles]
         say(f"shaders that this glslc is too old for, and which are left out: {', '.join(left_out) or 'none'}")
-    print(f"{len(made.programs)} programs in {made.bin_dir} ({time.monotonic() - start:.1f} s)")
-    return 0
+    return made
+
+
+def _install(args: argparse.Namespace) -> Build:
+    if args.target or args.tests or args.gpu or args.defines or args.jobs:
+        raise SherryError("--prebuilt takes an archive as it is: leave out --target, --gpu, --tests, -D and -j")
+    return install(args.prebuilt, args.sha256)
 
 
 def _positive(text: str) -> int:

@@ -44,5 +44,6 @@ BUILD: Final[Mapping[Way, str]] = {
     Way.BUILD_TARGET: "`sherry-gguf build --target {0}` builds it",
     Way.BUILD_TESTS: "`sherry-gguf build --tests` builds the native tests",
     Way.BUILD_PIN: "`sherry-gguf build` goes back to the pin",
+    Way.CHECKSUM: "give it (--sha256 HEX), from where you trust it",
     Way.GIVE_SDIST: "get it elsewhere and run `sherry-gguf build --sdist FILE`",
 }

@@ -43,7 +43,10 @@ def execute(args: argparse.Namespace) -> int:
 
 def _kernel(build: Build) -> str:
     build.lib("ggml-base")
-    chosen = build.lib("ggml-cpu").ggml_sherry_chosen_tile_kernel
+    # of libraries for several kinds of processor ggml takes the one with the highest score, 0 if it cannot run here
+    each = [ctypes.CDLL(str(path)) for path in sorted(build.bin_dir.glob("libggml-cpu-*.so"))]
+    best = max(each, key=lambda library: int(library.ggml_backend_score())) if each else build.lib("ggml-cpu")
+    chosen = best.ggml_sherry_chosen_tile_kernel
     chosen.restype = ctypes.POINTER(ctypes.c_char_p)  # its name comes first
     name: bytes = chosen().contents.value
     return name.decode()

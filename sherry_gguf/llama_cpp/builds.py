@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sherry_gguf.errors import SherryError, Way
-from sherry_gguf.llama_cpp import tree
+from sherry_gguf.llama_cpp import prebuilt, tree
 from sherry_gguf.llama_cpp.cache import PARTIAL, cache_dir, keep_recent, key, locked, used
 from sherry_gguf.llama_cpp.compiling import check_compilers, compile_targets
 from sherry_gguf.llama_cpp.config import Config
@@ -36,7 +36,7 @@ FIRST = "llama-cli"  # built before the others where it is among them, and of us
 # test-quant-type-selection is not among them: it asks a model hub for its data
 TESTS = ("test-quantize-fns", "test-backend-ops", "test-gguf")
 
-STAMP = "build.json"  # in a build's directory: the targets that are complete
+STAMP = prebuilt.STAMP  # in a build's directory: the targets that are complete
 LAST = "last-build.json"  # in the cache: the configuration `sherry-gguf build` was run with last
 
 
@@ -135,10 +135,28 @@ def remember(source: Path | None, defines: Sequence[str]) -> None:
             config.save(file)
 
 
+def install(archive: Path, sha256: str | None = None) -> Build:
+    """Take a build from an archive (prebuilt.pack), and make it the one that find_build() finds. Nothing is compiled.
+
+    sha256: what the archive should have, default what ``archive.sha256`` says. Raises SherryError as unpack() does.
+    """
+    patches = PatchSet.load()
+    with locked() as cache:
+        found = prebuilt.unpack(cache, archive, sha256, tree.tree_name(patches, None))
+        Config(prebuilt=found).save(cache / LAST)
+        keep_recent(cache)
+    return find_build()
+
+
 def find_source() -> Path:
-    """The patched tree of what `sherry-gguf build` was asked for last, the pin's before; made if need be."""
+    """The patched tree of what `sherry-gguf build` was asked for last, the pin's before; made if need be.
+
+    Of a build that was made elsewhere it has what Python uses.
+    """
     config = Config.load(cache_dir() / LAST)
     with _way_back(config):
+        if config.prebuilt is not None and (found := _find(PatchSet.load(), config)):
+            return found.source
         return tree.source(config.checkout)
 
 
@@ -161,14 +179,18 @@ def _find(patches: PatchSet, config: Config) -> Build | None:
     """The build of the present state of source and patch, if there is one."""
     cache = cache_dir()
     name = tree.tree_name(patches, config.checkout)
-    path = cache / _build_name(name, config)
+    path, source = cache / _build_name(name, config), cache / name
+    if config.prebuilt is not None:
+        path = prebuilt.directory(cache, config.prebuilt)
+        source = path / "source"
     try:
-        targets = tuple(json.loads((path / STAMP).read_text(encoding="utf-8"))["targets"])
+        stamp = json.loads((path / STAMP).read_text(encoding="utf-8"))
+        targets = tuple(stamp["targets"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # no complete build
         return None
-    if not (cache / name).is_dir():
+    if not source.is_dir() or stamp.get("tree", name) != name:
         return None
-    return Build(used(path) / "bin", used(cache / name), targets)
+    return Build(used(path) / "bin", used(source), targets)
 
 
 def _publish(built: Path, to: Path, targets: Sequence[str]) -> None:

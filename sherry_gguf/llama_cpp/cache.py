@@ -4,6 +4,7 @@
     source-KEY/        a patched tree; never changes
     work-KEY/          where cmake and ninja work; changes, and makes the next build of the kind incremental
     build-KEY/         programs and libraries of one source and one configuration; only ever grows
+    prebuilt-SHA256/   the same, made elsewhere (prebuilt.py)
     checkout-KEY       what was seen last of a checkout of the user's own
     last-build.json    what `sherry-gguf build` was asked for last
 
@@ -106,7 +107,7 @@ def new_dir(path: Path) -> Iterator[Path]:
 
 def keep_recent(cache: Path) -> None:
     """Remove all but the last used directories of each kind. Needs the lock."""
-    for prefix in ("source-", "work-", "build-"):
+    for prefix in ("source-", "work-", "build-", "prebuilt-"):
         by_age = sorted(cache.glob(f"{prefix}*"), key=lambda path: path.stat().st_mtime, reverse=True)
         for old in by_age[KEPT:]:
             gone = old.with_name(PARTIAL + old.name)

@@ -46,6 +46,7 @@ class Config:
     defines: tuple[str, ...] = ()  # NAME=VALUE, after DEFINES
     environment: tuple[tuple[str, str], ...] = ()
     found: tuple[str, ...] = ()  # likewise, before ``defines``: what the machine has (found.py)
+    prebuilt: str | None = None  # SHA-256 of an archive that was made elsewhere; then nothing else counts
 
     @classmethod
     def of(cls, source: Path | None, defines: tuple[str, ...]) -> Config:
@@ -65,7 +66,7 @@ class Config:
             fields = json.loads(file.read_text(encoding="utf-8"))
             environment = tuple((str(name), str(value)) for name, value in fields["environment"])
             found = tuple(map(str, fields["found"])) if "found" in fields else found_defines()
-            return cls(fields["source"], tuple(fields["defines"]), environment, found)
+            return cls(fields["source"], tuple(fields["defines"]), environment, found, fields.get("prebuilt"))
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return cls.of(None, ())
 

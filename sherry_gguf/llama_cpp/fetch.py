@@ -56,7 +56,7 @@ def fetch(cache: Path, pin: Pin) -> Path:
 def add(cache: Path, pin: Pin, file: Path) -> Path:
     """Check an sdist and put a copy of it into the cache. Raises SherryError if it is not the pinned file."""
     try:
-        found = _sha256(file)
+        found = sha256_of(file)
     except OSError as error:
         raise SherryError(f"cannot read {file}: {error.strerror}") from None
     if found != pin.sha256:
@@ -97,7 +97,8 @@ def unpack(archive: Path, subdir: str, to: Path) -> None:
         raise SherryError(f"{archive} has no directory {subdir}")
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file, in hex. Raises OSError."""
     digest = hashlib.sha256()
     with open(file, "rb") as data:
         while chunk := data.read(1 << 20):

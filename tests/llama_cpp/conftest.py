@@ -94,7 +94,7 @@ def write_patches(root: Path, sdist: Path, patches: dict[str, str], files: dict[
     return PatchSet.load(root)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> ModuleType:
     """This module: tests cannot import it."""
     return sys.modules[__name__]
