@@ -1,4 +1,4 @@
-"""A question to a model, as docs/hosts.md asks it with llama-cpp-python."""
+"""A question to a model, as docs/hosts.md and README.md ask it with llama-cpp-python."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-PAGE = Path(__file__).parents[1] / "docs/hosts.md"
+ROOT = Path(__file__).parents[1]
 PROMPT = "My fellow citizens,"
 TOKENS = 16
 
 
-def ask(bindings: Path, library: Path, model: Path, folder: Path) -> str:
+def ask(bindings: Path, library: Path, model: Path, folder: Path, page: str = "docs/hosts.md") -> str:
     """What the example of the page prints, in a folder that has the model and nothing else."""
-    (example,) = re.findall(r"^```py\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (example,) = re.findall(r"^```py\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert PROMPT in example
     assert f"max_tokens={TOKENS}" in example
     (folder / "model-SHERRY.gguf").symlink_to(model)

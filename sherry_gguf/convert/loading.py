@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sherry_gguf import llama_cpp
 from sherry_gguf.errors import SherryError, Way
+from sherry_gguf.files import system
 
 _REASON = re.compile(r"error loading model: (.+)")
 
@@ -55,5 +56,5 @@ def _under(names: Sequence[str], files: Sequence[Path]) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="sherry-convert-") as folder:
         for name, file in zip(names, files, strict=True):
-            Path(folder, name).symlink_to(os.path.abspath(file))
+            system.name_also(file, Path(folder, name))
         yield Path(folder, names[0])

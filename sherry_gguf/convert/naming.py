@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sherry_gguf.files import system
+
 
 def directory_for(model: Path) -> Path:
     """The folder of a file that nobody named: the model's, but never one of the Hub's cache."""
@@ -36,7 +38,7 @@ def under_its_name(directory: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="sherry-convert-") as folder:
         link = Path(folder, name)
-        link.symlink_to(os.path.abspath(directory), target_is_directory=True)
+        system.name_also(directory, link)
         yield link
 
 

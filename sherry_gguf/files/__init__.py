@@ -6,6 +6,7 @@
     gguf_file   a file opened: header and tensors
     i2_s        tensors of bitnet.cpp, in the layout that somebody names
     statistics  what a ternary tensor is like
+    system      what systems do in different ways
     outfile     new files that are complete or absent
     rewrite     a file with other types for some tensors
     inspect     what a file holds

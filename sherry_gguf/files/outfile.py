@@ -7,7 +7,6 @@ keeps its permissions; whatever else is there, and what is read as an input, is 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from sherry_gguf.checkpoint.regular import not_regular
 from sherry_gguf.errors import SherryError, Way
+from sherry_gguf.files import system
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
@@ -51,6 +51,9 @@ def temporary_beside(target: Path) -> Iterator[Path]:
     try:
         try:
             handle = _new_locked(temporary)
+            if not system.HAS_LOCKS:  # it would only keep the file from being renamed
+                os.close(handle)
+                handle = None
         except OSError as error:
             raise SherryError(f"{target.parent}: cannot write there, {error.strerror}", Way.OTHER_OUTFILE) from error
         with naming_full_disk(target):
@@ -123,9 +126,9 @@ def _followed(target: Path) -> Path:
 def _new_locked(temporary: Path) -> int:
     """Make the file with the lock that tells other runs that its writer is alive. Only its owner may read it as yet."""
     while True:
-        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | system.PRIVATE, 0o600)
         with suppress(OSError):  # without locks there, nobody takes it for abandoned either
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            system.lock(handle)
         if os.fstat(handle).st_nlink:
             return handle
         os.close(handle)  # another run took it for abandoned before it was locked
@@ -142,9 +145,9 @@ def _remove_abandoned(target: Path) -> None:
 
 def _remove_unlocked(path: Path) -> None:
     with suppress(OSError):  # locked, without locks, gone meanwhile, or of someone else
-        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        handle = os.open(path, os.O_RDWR | system.PLAIN)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            system.lock(handle, wait=False)
             path.unlink()
         finally:
             os.close(handle)
@@ -158,7 +161,7 @@ def _set_permissions(temporary: Path, replaced: os.stat_result | None) -> None:
         temporary.chmod(0o666 & ~umask)
         return
     with suppress(PermissionError):  # a file of someone else's becomes ours, as with any editor
-        os.chown(temporary, replaced.st_uid, replaced.st_gid)
+        system.set_owner(temporary, replaced)
     temporary.chmod(stat.S_IMODE(replaced.st_mode))
 
 
@@ -178,7 +181,7 @@ def _move_to_free(temporary: Path, place: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, system.SYNCED)
     try:
         os.fsync(handle)
     finally:

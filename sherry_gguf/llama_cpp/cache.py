@@ -14,7 +14,6 @@ A directory is made under another name and renamed when it is complete, so what 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -26,6 +25,7 @@ from pathlib import Path
 import platformdirs
 
 from sherry_gguf.errors import SherryError
+from sherry_gguf.files import system
 
 KEPT = 6  # directories kept of each kind, the last used ones; one is 20 MB (build) to 400 MB (work)
 PARTIAL = "partial-"  # names of what is not complete
@@ -77,10 +77,13 @@ def locked() -> Iterator[Path]:
         raise _unusable(cache, error.strerror) from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            system.lock(file.fileno(), wait=False)
         except BlockingIOError:
             say(f"waiting for another process that is building in {cache}")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            system.lock(file.fileno())
+        except OSError:
+            if system.HAS_LOCKS:
+                raise
         for left in cache.glob(f"{PARTIAL}*"):  # by a process that was killed
             _remove(left)
         try:

@@ -23,3 +23,9 @@ def test_the_example_answers(
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert len(answer.split()) > 4
     assert answer in done.stdout
+
+
+def test_the_readmes_example_answers(
+    llama_cpp_python: Path, runtime: llama_cpp.Build, sherry_gguf_file: Path, tmp_path: Path
+) -> None:
+    assert len(ask(llama_cpp_python, runtime.bin_dir, sherry_gguf_file, tmp_path, "README.md").split()) > 4
