@@ -21,8 +21,8 @@ ALLOWED = {"llama_cpp/prebuilt.py": {"symlink_to"}}
 _MODULES = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 _OS = {
     "fork", "forkpty", "symlink", "chown", "fchown", "lchown", "mkfifo", "mknod", "getuid", "geteuid", "getgid",
-    "getegid", "setsid", "getpgid", "killpg", "nice", "posix_fallocate", "posix_fadvise", "sched_getaffinity", "statvfs",
-    "uname", "wait", "waitpid", "getloadavg", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK",
+    "getegid", "setsid", "getpgid", "killpg", "nice", "posix_fallocate", "posix_fadvise", "sched_getaffinity",
+    "statvfs", "uname", "wait", "waitpid", "getloadavg", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK",
 }  # fmt: skip
 _SIGNALS = ("SIGKILL", "SIGHUP", "SIGQUIT", "SIGPIPE", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGSTOP", "SIGCONT")
 _METHODS = ("symlink_to", "hardlink_to", "lchmod")  # of a path
