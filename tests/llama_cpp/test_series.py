@@ -26,7 +26,7 @@ HUNK_LINES = {
     "0008-log": 10,
     "0009-vulkan": 108,
     "0010-cuda": 80,
-    "0010-find-backends": 7,
+    "0011-find-backends": 7,
     "0012-t5": 5,
 }
 
