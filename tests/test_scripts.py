@@ -366,3 +366,18 @@ def test_profile_token_says_what_it_misses(repository, tmp_path):
     done = subprocess.run(command, env={**os.environ, "PATH": str(tmp_path)}, capture_output=True, text=True)
     said = "error: there is no perf: Debian has it in linux-perf, other systems in linux-tools\n"
     assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.runtime
+@pytest.mark.usefixtures("runtime")
+def test_evidence_quant(repository, tiny_checkpoint, tmp_path):
+    """What was trained as Sherry is nearly the same in SHERRY, and is not in a type with scales of its own."""
+    models = ["--model", tiny_checkpoint, "--plain", tiny_checkpoint]
+    small = ["--types", "SHERRY,TQ2_0", "--chunks", 1, "--shape", "tiny", "--rounds", 1]
+    output = run(repository, "evidence_quant.py", tmp_path / "work", *models, *small)
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in output.splitlines()]
+    exact, rounded, lossy, _ = (row for row in rows if len(row) == 5 and row[0] in ("SHERRY", "TQ2_0"))
+    assert float(exact[2]) < 0.01 < float(rounded[2])
+    assert float(exact[2]) < 0.01 < float(lossy[2])
+    assert [row[:2] for row in rows if len(row) == 4][-2:] == [["SHERRY", "1.375"], ["TQ2_0", "2.062"]]
+    assert error(repository, "evidence_quant.py", tmp_path / "work", "--types", "Q99").endswith("Q8_0")
