@@ -2,7 +2,7 @@
 
     build.json    the targets, the patched tree that they are of, the system and the C library that they need
     bin/          programs, libraries, and a library of kernels for each kind of processor
-    source/       what Python uses of the tree: gguf-py/, conversion/, the converters
+    source/       what Python uses of the tree: gguf-py/, conversion/ with its templates, the converters
 
 Unpacked, it lies in the cache as ``prebuilt-SHA256``. Libraries have several names, which are links to one file: with
 copies a process could load one twice. An archive comes from elsewhere, so members that are not as here are refused.
@@ -26,7 +26,7 @@ from sherry_gguf.llama_cpp.cache import new_dir
 from sherry_gguf.llama_cpp.fetch import sha256_of
 
 STAMP = "build.json"
-PYTHON_PARTS = ("gguf-py/gguf", "conversion", "*.py")
+PYTHON_PARTS = ("gguf-py/gguf", "conversion", "models/templates", "*.py")
 
 
 def directory(cache: Path, sha256: str) -> Path:
@@ -38,10 +38,11 @@ def pack(bin_dir: Path, source: Path, targets: tuple[str, ...], out: Path) -> di
     """Write a build's archive, and return its stamp. The same files give the same bytes. out: a new .tar.xz file."""
     files = {f"bin/{path.name}": path for path in bin_dir.iterdir() if not path.is_dir()}
     parts = [found for part in PYTHON_PARTS for found in source.glob(part)]
+    inner = [path for part in parts for path in (part.rglob("*") if part.is_dir() else [part])]
     files |= {
         f"source/{path.relative_to(source).as_posix()}": path
-        for part in parts
-        for path in (part.rglob("*.py") if part.is_dir() else [part])
+        for path in inner
+        if path.is_file() and "__pycache__" not in path.parts
     }
     stamp = {
         "targets": sorted(targets),
@@ -155,7 +156,7 @@ def _system() -> str:
 
 def _newest(name: str, bin_dir: Path) -> str:
     """The newest version of a library's symbols that any file asks for, like 2.34 for GLIBC; empty if none does."""
-    pattern = re.compile(rf"\0{name}_([\d.]+)\0".encode())
+    pattern = re.compile(rf"\0{name}_([\d.]+)(?=\0)".encode())
     found = {version.decode() for path in bin_dir.iterdir() for version in pattern.findall(path.read_bytes())}
     return max(found, key=lambda version: [int(part) for part in version.split(".")], default="")
 
