@@ -9,8 +9,14 @@ import pytest
 from asking import PROMPT, TOKENS, ask
 
 from sherry_gguf import llama_cpp
+from sherry_gguf.llama_cpp.upstream import PatchSet
 
 pytestmark = pytest.mark.runtime
+
+
+def test_the_page_names_the_release_of_the_pin(repository: Path) -> None:
+    page = (repository / "docs/hosts.md").read_text(encoding="utf-8")
+    assert f"pip install llama-cpp-python=={PatchSet.load().pin.version}\n" in page
 
 
 def test_the_example_answers(
