@@ -112,7 +112,7 @@ def machine(loops: Loops) -> dict[str, Any]:
     """What the figures depend on and a reader of them wants to know."""
     version = subprocess.run([*loops.compiler, "--version"], capture_output=True, text=True).stdout
     return {
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cpus": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "compiler": version.partition("\n")[0],
@@ -127,7 +127,7 @@ def write_figures(
     file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     if platform.system() == "Darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()

@@ -19,6 +19,7 @@ from sherry_gguf.files.gguf_file import GgufFile, open_gguf
 from sherry_gguf.files.inspect import UNKNOWN, Inspection, inspect
 from sherry_gguf.files.tensor import FileTensor
 from sherry_gguf.formats.planes import Planes
+from sherry_gguf.threads import threads
 
 if TYPE_CHECKING:
     from sherry_gguf.convert import Conversion
@@ -48,7 +49,8 @@ def convert_checkpoint(
     from sherry_gguf.convert import TypeChoice, convert
 
     types = TypeChoice(outtype=outtype)
-    return convert(Path(model), None if outfile is None else Path(outfile), types=types, force=force)
+    with threads():
+        return convert(Path(model), None if outfile is None else Path(outfile), types=types, force=force)
 
 
 def inspect_file(path: str | PathLike[str]) -> Inspection:

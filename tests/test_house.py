@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sherry_gguf"
 # from the top floor down; a room may import those before it
 ROOMS = (
-    "interrupt", "errors", "formats", "weights", "checkpoint", "calibrate", "files", "llama_cpp", "convert",
+    "interrupt", "errors", "threads", "formats", "weights", "checkpoint", "calibrate", "files", "llama_cpp", "convert",
     "parity", "train", "adapter", "page", "api", "commands", "cli",
 )  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in ("_ggml_patch",))
@@ -36,7 +36,7 @@ def imported_rooms(path: Path) -> Iterator[str]:
 
 def test_the_root_holds_the_doors_and_what_all_rooms_need():
     doors = {"__init__.py", "__main__.py", "api.py", "cli.py"}
-    assert {path.name for path in PACKAGE.glob("*.py")} == {*doors, "errors.py", "interrupt.py"}
+    assert {path.name for path in PACKAGE.glob("*.py")} == {*doors, "errors.py", "interrupt.py", "threads.py"}
     assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} <= set(ROOMS)
 
 

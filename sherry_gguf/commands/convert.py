@@ -43,6 +43,7 @@ from sherry_gguf.convert.vocab_only import VocabularyFile, convert_vocabulary
 from sherry_gguf.errors import SherryError, Way
 from sherry_gguf.formats.sherry import SHERRY
 from sherry_gguf.formats.table import tensor_types
+from sherry_gguf.threads import threads
 from sherry_gguf.weights.channel_order import EXACT
 
 _TYPES = f"{', '.join((*NUMPY_TYPES, *LIBRARY_TYPES))}; the last {len(LIBRARY_TYPES)} need `sherry-gguf build`"
@@ -118,6 +119,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"for activations, the rest goes to disk (default {Calibration.memory:g})",
     )
     expert.add_argument("--seed", metavar="N", type=int, help="which windows of the text are used (default 0)")
+    expert.add_argument(
+        "--jobs", metavar="N", type=int, help="threads; the file is the same (default: the processors, 8 at most)"
+    )
     expert.add_argument("--token-embedding-type", metavar="TYPE", help=f"{_TYPES} (default {DEFAULT_EMBEDDING_TYPE})")
     expert.add_argument(
         "--output-tensor-type",
@@ -179,7 +183,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     start = time.monotonic()
     try:
-        with _upstream_log(args.verbose, args.quiet):
+        if args.jobs is not None and args.jobs < 1:
+            raise SherryError("--jobs is a number from 1 on")
+        with _upstream_log(args.verbose, args.quiet), threads(args.jobs):
             source = source_of(args)
             written = _convert_vocabulary(args, source) if args.vocab_only else _convert_weights(args, source)
     except SherryError:

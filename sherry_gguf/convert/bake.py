@@ -24,27 +24,28 @@ from sherry_gguf.weights.ternary import Rule
 F32 = npt.NDArray[np.float32]
 
 
-def quantize_layer(weights: F32, layer: Layer, granularity: Granularity) -> Quantized:
-    """float32[rows, k] -> codes and unrounded scales, as the plan says this layer is read."""
+def quantize_layer(weights: torch.Tensor, layer: Layer, granularity: Granularity) -> Quantized:
+    """[rows, k], any float dtype -> codes and unrounded scales, as the plan says this layer is read."""
     if layer.source == "baked":
-        return read_baked(weights, layer.grids)
+        return read_baked(weights.to(torch.float32).numpy(), layer.grids)
     return quantize(weights, granularity, grid=layer.grids[0], allow_bare_groups=layer.source == "lossy")
 
 
-def _values(matrix: torch.Tensor, layer: Layer, granularity: Granularity, fp16_scales: bool, strict: bool) -> F32:
-    """[rows, k] -> float32[rows, k], as ``bake`` has it."""
+def _bake_matrix(
+    matrix: torch.Tensor, layer: Layer, granularity: Granularity, fp16_scales: bool, strict: bool, out: F32
+) -> None:
+    """[rows, k] -> out float32[rows, k], as ``bake`` has it."""
     if layer.rule is not None:
         rule = layer.rule
         values: F32 = (rule.restored(matrix) if layer.source == "rounded" else rule.values(matrix)).numpy()
-        if rule.is_folded:
-            return values
-        if strict:
+        if strict and not rule.is_folded:
             fp16.require_fit(np.abs(values).reshape(len(values), -1, GROUP).max(axis=-1), GROUP)
-        return fp16.rounded_weights(values) if fp16_scales else values
-    quantized = quantize_layer(matrix.to(torch.float32).numpy(), layer, granularity)
+        out[:] = fp16.rounded_weights(values) if fp16_scales and not rule.is_folded else values
+        return
+    quantized = quantize_layer(matrix, layer, granularity)
     if strict:
         fp16.require_fit(quantized.scales, quantized.piece, quantized.grid)
-    return quantized.weights(fp16.rounded(quantized.scales) if fp16_scales else None)
+    quantized.weights(fp16.rounded(quantized.scales) if fp16_scales else None, out)
 
 
 def bake(
@@ -57,8 +58,8 @@ def bake(
     """
     matrices = weights.reshape(-1, *weights.shape[-2:])
     baked = np.empty(matrices.shape, dtype=np.float32)
-    for i, matrix in enumerate(matrices):
-        baked[i] = _values(matrix, layer, granularity, fp16_scales, strict)
+    for matrix, values in zip(matrices, baked, strict=True):
+        _bake_matrix(matrix, layer, granularity, fp16_scales, strict, values)
     return torch.from_numpy(baked.reshape(weights.shape))
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sherry_gguf.checkpoint import Checkpoint
@@ -29,8 +30,10 @@ from sherry_gguf.convert.type_choice import OUTPUT, TOKEN_EMBEDDING, TypeChoice
 from sherry_gguf.errors import SherryError, naming
 from sherry_gguf.formats.scales import UnfitScales
 from sherry_gguf.formats.table import VERSION_KEY, format_version, named
+from sherry_gguf.threads import in_parts, rows_of
 from sherry_gguf.weights.channel_order import EXACT, to_stride
 from sherry_gguf.weights.channel_order import KEY as REGRID_KEY
+from sherry_gguf.weights.floats import floats
 
 LM_HEAD = "lm_head.weight"
 UPSTREAM_LOG = "hf-to-gguf"  # the name of upstream's logger
@@ -226,15 +229,30 @@ def _sherry_class(base: Any, job: Job) -> Any:
 
 
 def _load_finite(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """A tensor that is stored as it is. Raises SherryError for NaN and infinities, which no type should hold."""
+    """A tensor that is stored as it is; of bf16 in float32, as upstream's converter takes it.
+
+    Raises SherryError for NaN and infinities, which no type should hold.
+    """
     tensor = checkpoint.load(name)
-    if tensor.is_floating_point() and not (finite := torch.isfinite(tensor)).all():
-        bad = torch.nonzero(~finite)
+    if not tensor.is_floating_point():
+        return tensor
+    stored = tensor.reshape(-1)
+    is_short = tensor.dtype == torch.bfloat16
+    found = np.empty(len(stored) if is_short else 0, dtype=np.float32)
+
+    def part(start: int, stop: int) -> bool:
+        values = floats(stored[start:stop])
+        if is_short:
+            found[start:stop] = values
+        return bool(np.isfinite(values).all())
+
+    if not all(in_parts(part, len(stored), rows_of(1))):
+        bad = torch.nonzero(~torch.isfinite(tensor))
         raise SherryError(
             f"{name}: {len(bad)} weights are not finite, the first at {bad[0].tolist()}; "
             f"the checkpoint is damaged, save it again"
         )
-    return tensor
+    return torch.from_numpy(found.reshape(tensor.shape)) if is_short else tensor
 
 
 def _lazy(lazy_type: Any, job: Job, name: str) -> Any:
@@ -243,7 +261,8 @@ def _lazy(lazy_type: Any, job: Job, name: str) -> Any:
     layer = job.plan.layers.get(name)
     moved = job.plan.moved.get(name, ())
     if layer is None:
-        meta = lazy_type.meta_with_dtype_and_shape(info.dtype, info.shape)
+        dtype = torch.float32 if info.dtype == torch.bfloat16 else info.dtype
+        meta = lazy_type.meta_with_dtype_and_shape(dtype, info.shape)
         return lazy_type(meta=meta, args=(name,), func=lambda it: to_stride(_load_finite(job.checkpoint, it), moved))
     meta = lazy_type.meta_with_dtype_and_shape(torch.float32, info.shape)
     return lazy_type(meta=meta, args=(name,), func=lambda it: to_stride(_load_baked(job, it, layer), moved))

@@ -29,7 +29,7 @@ from sherry_gguf.convert.verify import require_finite
 from sherry_gguf.convert.verify import verify as verify_file
 from sherry_gguf.errors import SherryError, Way
 from sherry_gguf.files.outfile import naming_full_disk, require_free
-from sherry_gguf.formats.registration import use_exact_q4_0
+from sherry_gguf.formats.registration import use_exact_q4_0, use_threads
 from sherry_gguf.weights.channel_order import KEY, REGRIDDED
 
 
@@ -78,6 +78,7 @@ def convert(
     llama_cpp.use_pinned_gguf()
     use_library_quantizers(types.library_types())
     use_exact_q4_0()
+    use_threads()
 
     checkpoint = source.open()
     if calibration is None:

@@ -221,7 +221,7 @@ def _look(checkpoint: Checkpoint, name: str) -> Look:
 def _sample(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """Some rows of a matrix, or of a stack of them, the first that are not all zeros: zeros say nothing of the rest."""
     head = checkpoint.head(name, _SAMPLE_ROWS if len(shape) == 2 else 1).reshape(-1, shape[-1])[:_SAMPLE_ROWS]
-    if head.any(dim=1).all():
+    if (head != 0).any(dim=1).all():
         return head
     found = head[:0]
     for rows in checkpoint.load(name).reshape(-1, shape[-1]).split(16 * _SAMPLE_ROWS):

@@ -20,6 +20,7 @@ from sherry_gguf.errors import SherryError, Way
 from sherry_gguf.formats import scales as fp16
 from sherry_gguf.formats.groups import GROUP, Grid, codes_of, exact_codes_of, from_fours, ternary, to_fours
 from sherry_gguf.formats.planes import Planes
+from sherry_gguf.threads import in_parts, rows_of
 
 F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
@@ -95,6 +96,17 @@ class CodeBlocks:
         Nothing is decoded: in each block the weights that are not 0 are those of one magnitude, which fp16 has. Float
         bits are read three times, and all else is done with a bit a weight.
         """
+        out = np.empty((len(weights), weights.shape[1] // self.block * self.block_bytes), dtype=np.uint8)
+
+        def part(start: int, stop: int) -> bool:
+            blocks = self._encode_exact(weights[start:stop])
+            if blocks is not None:
+                out[start:stop] = blocks
+            return blocks is not None
+
+        return out if all(in_parts(part, len(weights), rows_of(weights.shape[1]))) else None
+
+    def _encode_exact(self, weights: F32) -> U8 | None:
         fours = self.to_fours(weights).reshape(-1, self.block)
         first = np.abs(fours[:, :GROUP]).T
         scales = np.maximum(np.maximum(first[0], first[1]), np.maximum(first[2], first[3]))
@@ -118,7 +130,7 @@ class CodeBlocks:
         groups = codes.reshape(*d.shape, self.groups)
         indices = groups & 0xF
         out["qs"] = indices[..., self.low] | indices[..., self.high] << 4
-        out["signs"] = np.packbits(groups >> 4, axis=-1, bitorder="little")
+        out["signs"] = np.packbits(groups >> 4, bitorder="little").reshape(*d.shape, -1)
         out["d"] = d
         out[d == 0] = 0
         return out.view(np.uint8).reshape(len(d), -1)

@@ -6,6 +6,7 @@ itself does when it builds a class. The patched tree's own gguf-py has the membe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from sherry_gguf.formats.q4_0 import encode_mixed
 from sherry_gguf.formats.table import tensor_types
 from sherry_gguf.formats.tensor_type import TensorType
+from sherry_gguf.threads import in_parts, rows_of
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -49,6 +51,27 @@ def use_quantizer(gguf: Any, qtype: IntEnum, quantize_rows: Callable[[F32], U8])
     """
     traits = gguf.quants._type_traits[qtype]
     traits.quantize_rows = classmethod(lambda cls, rows: quantize_rows(rows.astype(np.float32, copy=False)))
+
+
+def use_threads() -> None:
+    """Let ``gguf.quants`` work on rows in the threads of ``sherry_gguf.threads``: rows know nothing of each other."""
+    import gguf
+
+    gguf.quants._apply_over_grouped_rows = _apply_over_rows
+
+
+def _apply_over_rows(
+    work: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], arr: npt.NDArray[Any], otype: Any, oshape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    """gguf-py's function of this place: some rows at a time, each one's results side by side in an array of oshape."""
+    rows = arr.reshape(-1, arr.shape[-1])
+    out = np.empty((len(rows), math.prod(oshape) // max(1, len(rows))), dtype=otype)
+
+    def part(start: int, stop: int) -> None:
+        out[start:stop] = work(rows[start:stop]).reshape(stop - start, -1)
+
+    in_parts(part, len(rows), rows_of(rows.shape[1]))
+    return out.reshape(oshape)
 
 
 def _add_type(gguf: Any, tensor_type: TensorType) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from sherry_gguf.formats.groups import GROUP, place, signs, to_fours
 from sherry_gguf.formats.scales import nearest, rounded_weights
 from sherry_gguf.formats.tensor_type import TensorType
+from sherry_gguf.threads import in_parts, rows_of
 
 F32 = npt.NDArray[np.float32]
 I8 = npt.NDArray[np.int8]
@@ -54,44 +55,52 @@ class WeightCheck:
 
 def compare(name: str, data: U8, trained: F32, tensor_type: TensorType) -> WeightCheck:
     """uint8[rows, k/block*block_bytes] of a type against the trained weights float32[rows, k], alpha not rounded."""
+    k = trained.shape[1]
+    grid = tensor_type.grid or "consecutive"
+
+    def part(start: int, stop: int) -> WeightCheck:
+        check, wrong = _compare_rows(data[start:stop], trained[start:stop], tensor_type)
+        if not wrong.any():
+            return check
+        first = (start * k + int(np.argmax(to_fours(wrong, grid)))) // GROUP
+        return replace(check, first_wrong=f"{name}, {place(first, k, grid)}")
+
+    return sum(in_parts(part, len(trained), rows_of(k)), WeightCheck(tensors=1))
+
+
+def _compare_rows(data: U8, trained: F32, tensor_type: TensorType) -> tuple[WeightCheck, Bool]:
+    """As ``compare``, of some rows, with bool[rows, k]: what is wrong."""
     planes = tensor_type.decode(data)
     if len(planes.t) > 1:
-        return _compare_sums(name, planes.weights, trained, tensor_type)
+        return _compare_sums(planes.weights, trained, tensor_type)
     ternary, scales = planes.folded()
     alpha = _largest(trained, tensor_type.block)
     differ = _differ(ternary, trained, alpha)
     wrong_scale = (scales != nearest(alpha)) | _uneven(trained, alpha).any(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         error = np.where(scales == alpha, 0, np.abs(scales - alpha) / alpha)
-    grid = tensor_type.grid or "consecutive"
-    wrong = to_fours((differ | wrong_scale[..., None]).reshape(trained.shape), grid)
-    first = int(np.argmax(wrong)) // GROUP
-    return WeightCheck(
-        tensors=1,
+    check = WeightCheck(
         weights=trained.size,
         wrong_weights=int(np.count_nonzero(differ)),
         scales=alpha.size,
         wrong_scales=int(np.count_nonzero(wrong_scale)),
         max_scale_error=float(error.max()),
-        first_wrong=f"{name}, {place(first, trained.shape[1], grid)}" if wrong.any() else None,
     )
+    return check, (differ | wrong_scale[..., None]).reshape(trained.shape)
 
 
-def _compare_sums(name: str, found: F32, trained: F32, tensor_type: TensorType) -> WeightCheck:
-    """As ``compare``, of the weights float32[rows, k] of a type of several planes: they alone tell its scales."""
+def _compare_sums(found: F32, trained: F32, tensor_type: TensorType) -> tuple[WeightCheck, Bool]:
+    """As ``_compare_rows``, of the weights float32[rows, k] of a type of several planes: they alone tell its scales."""
     wrong = (found != trained) & (found != rounded_weights(trained))
     with np.errstate(divide="ignore", invalid="ignore"):
         error = np.where(found == trained, 0, np.abs(found - trained) / np.abs(trained))
-    grid = tensor_type.grid or "consecutive"
-    first = int(np.argmax(to_fours(wrong, grid))) // GROUP
-    return WeightCheck(
-        tensors=1,
+    check = WeightCheck(
         weights=trained.size,
         wrong_weights=int(np.count_nonzero(wrong)),
         scales=trained.size // tensor_type.block * tensor_type.planes,
         max_scale_error=float(error.max()),
-        first_wrong=f"{name}, {place(first, trained.shape[1], grid)}" if wrong.any() else None,
     )
+    return check, wrong
 
 
 def count_changed(trained: F32, tensor_type: TensorType) -> int:

@@ -14,14 +14,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from sherry_gguf.errors import SherryError, Way
-from sherry_gguf.formats.groups import GROUP, Grid, from_fours, place, ternary, to_fours
+from sherry_gguf.formats.groups import GROUP, PATTERNS, Grid, from_fours, place, to_fours
+from sherry_gguf.threads import in_parts, rows_of
+from sherry_gguf.weights.floats import floats
 from sherry_gguf.weights.granularity import Granularity
+
+if TYPE_CHECKING:
+    import torch
 
 Ties = Literal["torch", "first"]
 """Which of several equally small weights of a group is zeroed: the one ``torch.topk`` drops on a CPU, as the
@@ -29,10 +34,11 @@ trained model did, or the first one, which is the rule of the C reference and ne
 
 KEPT: Final = GROUP - 1
 PIECE: Final = 128  # weights of the longest piece, those of a SHERRY block
-_CHUNK = 1 << 15  # weights handled at a time, so that the temporaries stay in the L2 cache; a multiple of 128
+_WHOLE = 8 * GROUP  # eight groups, whose bytes make a word
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
 
@@ -59,16 +65,26 @@ class Quantized:
         """Weights of a piece."""
         return int(self.codes.shape[1] * GROUP // self.scales.shape[1])
 
-    def weights(self, scales: F32 | None = None) -> F32:
-        """float32[rows, k] in a row's order; with other scales if some are given."""
-        return from_fours(expand(self.codes, self.scales if scales is None else scales), self.grid)
+    def weights(self, scales: F32 | None = None, out: F32 | None = None) -> F32:
+        """float32[rows, k] in a row's order; with other scales if some are given; written to ``out`` if it is given."""
+        return expand(self.codes, self.scales if scales is None else scales, self.grid, out)
 
 
-def expand(codes: U8, scales: F32) -> F32:
-    """codes uint8[rows, k/4], scales float32[rows, k/piece], any piece -> weights float32[rows, k], in fours."""
+def expand(codes: U8, scales: F32, grid: Grid = "consecutive", out: F32 | None = None) -> F32:
+    """codes uint8[rows, k/4], scales float32[rows, k/piece], any piece -> weights float32[rows, k].
+
+    Without a grid they are in fours, which are a row's order for groups of neighbours.
+    """
     rows, n_scales = scales.shape
-    weights = np.multiply(ternary(codes).reshape(rows, n_scales, -1), scales[:, :, None], dtype=np.float32)
-    return weights.reshape(rows, -1)
+    weights = np.empty((rows, codes.shape[1] * GROUP), dtype=np.float32) if out is None else out
+
+    def part(start: int, stop: int) -> None:
+        fours = _FOURS.take(codes[start:stop]).view(np.float32).reshape(stop - start, n_scales, -1)
+        fours *= scales[start:stop, :, None]
+        weights[start:stop] = from_fours(fours.reshape(stop - start, -1), grid)
+
+    in_parts(part, rows, rows_of(weights.shape[1]))
+    return weights
 
 
 def _code_table() -> U8:
@@ -85,6 +101,27 @@ def _code_table() -> U8:
 
 
 _CODES = _code_table()
+_TIED = np.uint8(0x80)  # a bit that no code has
+
+
+def _pair_table() -> npt.NDArray[np.uint16]:
+    """uint16[65536]: (bit p: weight p is a smallest one) << 8 | (bit p: weight p is negative) of eight -> two codes.
+
+    The code of the first four is the low byte. The first of several smallest is zeroed; such codes are _TIED.
+    """
+    codes = np.zeros((16, 16), dtype=np.uint16)  # [smallest, negative] of four
+    for smallest in range(1, 16):
+        positions = [p for p in range(GROUP) if smallest >> p & 1]
+        codes[smallest] = _CODES[positions[0] << 4 | np.arange(16)] | (_TIED if len(positions) > 1 else 0)
+    high, low = np.divmod(np.arange(1 << 16), 256)
+    pairs: npt.NDArray[np.uint16] = codes[high & 15, low & 15] | codes[high >> 4, low >> 4] << 8
+    return pairs.astype("<u2")
+
+
+_PAIRS = _pair_table()
+_FOURS = (
+    PATTERNS.astype(np.float32).view(np.complex128).reshape(-1)
+)  # the weights of a code: one gather instead of four
 
 
 def _torch_zero_positions(magnitudes: F32) -> U8:
@@ -106,41 +143,51 @@ _TieRule = Callable[[F32], U8]
 _TIE_RULES: dict[Ties, _TieRule] = {"torch": _torch_zero_positions, "first": _first_zero_positions}
 
 
-def _quantize_chunk(w: F32, piece: int, break_ties: _TieRule) -> tuple[U8, F64, npt.NDArray[np.bool_], int]:
-    """float32[n], n % piece == 0 -> codes uint8[n/4], kept sums float64[n/piece], two_zeros bool[n/4], ties."""
-    lanes = np.ascontiguousarray(w.reshape(-1, GROUP).T)  # [4, n/4]: each lane contiguous, so NumPy runs SIMD
-    a = np.abs(lanes)
+@dataclass(frozen=True)
+class _Part:
+    """What was found in some rows.
+
+    bare   groups of two or more zeros, int64[n]
+    tied   other groups of several smallest weights, int64[m]; fours: these, float32[m, 4]
+    """
+
+    bare: I64
+    tied: I64
+    fours: F32
+
+
+def _quantize_part(w: F32, codes: U8, sums: F64) -> _Part:
+    """float32[n] in fours -> codes uint8[n/4] and kept sums float64[n/piece], which are written; of ties the first."""
+    whole = w if w.size % _WHOLE == 0 else np.append(w, np.ones(-w.size % _WHOLE, dtype=np.float32))
+    lanes = np.empty((GROUP, whole.size // GROUP), dtype=np.float32)
+    a = np.abs(whole.reshape(-1, GROUP).T, out=lanes)  # each lane contiguous, so NumPy runs SIMD
     smallest = np.minimum(np.minimum(a[0], a[1]), np.minimum(a[2], a[3]))
-    is_smallest = (a == smallest).view(np.uint8)
-    not_first = is_smallest ^ 1
-    zero_pos = not_first[0] + (not_first[0] & not_first[1]) + (not_first[0] & not_first[1] & not_first[2])
-
-    n = (lanes < 0).view(np.uint8)
-    negative = n[0] | n[1] << 1 | n[2] << 2 | n[3] << 3
-
-    tied = np.flatnonzero(is_smallest[0] + is_smallest[1] + is_smallest[2] + is_smallest[3] > 1)
-    two_zeros = np.zeros(zero_pos.shape, dtype=np.bool_)
-    two_zeros[tied] = smallest[tied] == 0
-    real_ties = tied[~two_zeros[tied]]
-    if real_ties.size:
-        zero_pos[real_ties] = break_ties(np.ascontiguousarray(a[:, real_ties].T))
+    e = (a == smallest).view(np.uint64)  # eight groups at a time, a byte each
+    pairs = (e[0] | e[1] << 1 | e[2] << 2 | e[3] << 3).view("<u2")
+    found = _PAIRS.take((pairs | pairs >> 4) << 8 | np.packbits(whole < 0, bitorder="little")).view(np.uint8)
+    codes[:] = found[: codes.size]
 
     # float64 sums of float32 magnitudes are exact unless these span more than 2**22: the order does not matter
-    ones = np.ones(piece // GROUP)
-    sums = (a.astype(np.float64).reshape(GROUP, -1, ones.size) @ ones).sum(axis=0)
-    sums -= smallest.astype(np.float64).reshape(-1, ones.size) @ ones
-    return _CODES[zero_pos << 4 | negative], sums, two_zeros, real_ties.size
+    pieces = (sums.size, -1)
+    sums[:] = np.einsum("ij->i", np.abs(w).reshape(pieces), dtype=np.float64)
+    sums -= np.einsum("ij->i", smallest[: codes.size].reshape(pieces), dtype=np.float64)
+
+    tied = np.flatnonzero(codes >= _TIED)
+    codes[tied] ^= _TIED
+    is_bare = smallest[tied] == 0
+    rest = tied[~is_bare]
+    return _Part(tied[is_bare], rest, w.reshape(-1, GROUP)[rest])
 
 
 def quantize(
-    weights: F32,
+    weights: F32 | torch.Tensor,
     granularity: Granularity | None = None,
     *,
     grid: Grid = "consecutive",
     ties: Ties = "torch",
     allow_bare_groups: bool = False,
 ) -> Quantized:
-    """float32[rows, k] -> codes uint8[rows, k/4] and scales float32[rows, k/piece].
+    """float32[rows, k], or a tensor of any float type -> codes uint8[rows, k/4] and scales float32[rows, k/piece].
 
     ``weights`` is one Linear in the trainer's orientation: k, the last axis, is the input dimension. alpha is
     computed in float64 and rounded once to float32; rounding to fp16 is left to the blocks.
@@ -156,46 +203,48 @@ def quantize(
     run_length = granularity.run_length(rows, k, grid)
     piece = math.gcd(run_length, k, PIECE)
 
-    flat = np.ascontiguousarray(to_fours(weights, grid), dtype=np.float32).reshape(-1)
-    codes = np.empty(flat.size // GROUP, dtype=np.uint8)
-    two_zeros = np.empty(flat.size // GROUP, dtype=np.bool_)
-    sums = np.empty(flat.size // piece, dtype=np.float64)
-    n_ties = 0
-    for start in range(0, flat.size, _CHUNK):
-        stop = min(start + _CHUNK, flat.size)
-        part = slice(start // GROUP, stop // GROUP)
-        codes[part], sums[start // piece : stop // piece], two_zeros[part], chunk_ties = _quantize_chunk(
-            flat[start:stop], piece, _TIE_RULES[ties]
-        )
-        n_ties += chunk_ties
+    codes = np.empty((rows, k // GROUP), dtype=np.uint8)
+    sums = np.empty((rows, k // piece), dtype=np.float64)
 
-    _require_finite(flat, sums, k, grid)
+    def part(start: int, stop: int) -> _Part:
+        w = np.ascontiguousarray(to_fours(floats(weights[start:stop]), grid)).reshape(-1)
+        found = _quantize_part(w, codes[start:stop].reshape(-1), sums[start:stop].reshape(-1))
+        first = start * (k // GROUP)
+        return _Part(found.bare + first, found.tied + first, found.fours)
+
+    parts = in_parts(part, rows, rows_of(k))
+    _require_finite(weights, sums, grid)
     zero_pieces = sums == 0
     if not allow_bare_groups:
-        _require_codes(two_zeros & ~np.repeat(zero_pieces, piece // GROUP), k, grid)
+        _require_codes(np.concatenate([part.bare for part in parts]), zero_pieces, piece, k, grid)
+    tied, fours = np.concatenate([part.tied for part in parts]), np.concatenate([part.fours for part in parts])
+    if tied.size:
+        negative = np.packbits(fours < 0, axis=-1, bitorder="little")[:, 0]
+        codes.reshape(-1)[tied] = _CODES[_TIE_RULES[ties](np.abs(fours)) << 4 | negative]
 
     alpha = sums.reshape(-1, run_length // piece).sum(axis=1) / (run_length // GROUP * KEPT)
-    scales = np.repeat(alpha, run_length // piece).astype(np.float32)
+    scales = np.repeat(alpha, run_length // piece).astype(np.float32).reshape(sums.shape)
     scales[zero_pieces] = 0
-    codes.reshape(-1, piece // GROUP)[zero_pieces] = 0
-    return Quantized(codes.reshape(rows, k // GROUP), scales.reshape(rows, k // piece), n_ties, grid)
+    codes.reshape(rows, k // piece, -1)[zero_pieces] = 0
+    return Quantized(codes, scales, tied.size, grid)
 
 
-def _require_finite(flat: F32, sums: F64, row_length: int, grid: Grid) -> None:
+def _require_finite(weights: F32 | torch.Tensor, sums: F64, grid: Grid) -> None:
     if np.isfinite(sums).all():
         return
-    bad = np.flatnonzero(~np.isfinite(flat))
+    bad = np.flatnonzero(~np.isfinite(to_fours(floats(weights), grid)))
     raise SherryError(
-        f"{bad.size} weights are not finite, the first in {place(int(bad[0]) // GROUP, row_length, grid)}; "
+        f"{bad.size} weights are not finite, the first in {place(int(bad[0]) // GROUP, weights.shape[1], grid)}; "
         f"the checkpoint is damaged, save it again"
     )
 
 
-def _require_codes(no_code: npt.NDArray[np.bool_], row_length: int, grid: Grid) -> None:
-    if not no_code.any():
-        return
-    raise SherryError(
-        f"{np.count_nonzero(no_code)} groups of 4 have two or more zeros, the first in "
-        f"{place(int(np.argmax(no_code)), row_length, grid)}: Sherry's groups have exactly one",
-        Way.LEAVE_OUT,
-    )
+def _require_codes(bare: I64, zero_pieces: npt.NDArray[np.bool_], piece: int, row_length: int, grid: Grid) -> None:
+    """bare: groups of several zeros int64[n], ascending; those in pieces of zeros only are fine."""
+    no_code = bare[~zero_pieces.reshape(-1)[bare // (piece // GROUP)]]
+    if no_code.size:
+        raise SherryError(
+            f"{no_code.size} groups of 4 have two or more zeros, the first in "
+            f"{place(int(no_code[0]), row_length, grid)}: Sherry's groups have exactly one",
+            Way.LEAVE_OUT,
+        )

@@ -54,6 +54,7 @@ def test_another_type_for_the_sherry_layers(tiny_checkpoint, tmp_path):
         (["MODEL", "--sherry-layers", "("], "no regular expression"),
         (["MODEL", "--group-size", "96"], "group_size 96 does not divide rows of 256"),
         (["MODEL", "--outfile", "absent/x.gguf"], "absent is no directory"),
+        (["MODEL", "--jobs", "0"], "--jobs is a number from 1 on"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, tiny_checkpoint, tmp_path):

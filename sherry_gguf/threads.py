@@ -1,0 +1,68 @@
+"""Parts of a matrix in several threads: NumPy and PyTorch let go of Python's lock while they compute."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+_PART = 1 << 16  # weights
+_MOST = 8  # by default: more wait for memory, and for each other
+
+_pool: ThreadPoolExecutor | None = None
+_worker = threading.local()
+
+
+def processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def threads(count: int | None = None) -> Iterator[None]:
+    """Let ``in_parts`` use so many threads meanwhile; by default one for each processor, and 8 at most."""
+    global _pool
+    count = min(processors(), _MOST) if count is None else count
+    before = _pool
+    if count == 1:
+        _pool = None
+        try:
+            yield
+        finally:
+            _pool = before
+        return
+    with ThreadPoolExecutor(count) as _pool:
+        try:
+            yield
+        finally:
+            _pool = before
+
+
+def rows_of(row_length: int) -> int:
+    """How many rows are handled at a time, so that the temporaries stay in the L2 cache."""
+    return max(1, _PART // max(1, row_length))
+
+
+def in_parts(work: Callable[[int, int], T], length: int, step: int) -> list[T]:
+    """work(start, stop) of all parts of range(length), each of ``step`` at most. The results are in order.
+
+    Of several errors that of the first part is raised, whoever was faster. NumPy's handling of errors is the caller's.
+    """
+    parts = [(start, min(start + step, length)) for start in range(0, length, step)]
+    if _pool is None or len(parts) < 2 or getattr(_worker, "is_one", False):
+        return [work(*part) for part in parts]
+    handling = np.geterr()
+
+    def work_alike(part: tuple[int, int]) -> T:
+        _worker.is_one = True  # it would wait for itself in another in_parts
+        with np.errstate(**handling):
+            return work(*part)
+
+    return list(_pool.map(work_alike, parts))
