@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
-import time
-import urllib.error
 import urllib.request
 
 import pytest
+from serving import served
 
 pytestmark = pytest.mark.runtime
 
@@ -73,36 +71,10 @@ def test_llama_bench_measures(runtime, sherry_gguf_file):
 
 
 def test_llama_server_completes_over_http(runtime, sherry_gguf_file, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = (tmp_path / "server.log").open("w+")
-    command = [runtime.program("llama-server"), "-m", sherry_gguf_file, "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen([*command, "-c", "256", "-np", "1"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        wait_until_healthy(port, server)
+    with served(runtime, sherry_gguf_file, tmp_path / "server.log") as address:
         body = json.dumps({"prompt": PROMPT, "n_predict": 8, "temperature": 0}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/completion", body, {"Content-Type": "application/json"}
-        )
+        request = urllib.request.Request(f"{address}/completion", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as response:
             answer = json.load(response)
-    finally:
-        server.terminate()
-        server.wait(30)
     assert answer["tokens_predicted"] == 8
     assert answer["content"].strip()
-
-
-def wait_until_healthy(port, server):
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert server.poll() is None, "the server ended"
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:
-                if response.status == 200:
-                    return
-        except (urllib.error.URLError, ConnectionError):
-            pass
-        time.sleep(0.2)
-    raise AssertionError("the server did not become healthy")

@@ -49,6 +49,26 @@ def test_bench_codec(repository):
     assert "unpack to float32" in output
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks at memory in /proc")
+@pytest.mark.usefixtures("pinned_gguf")  # its source is fetched, in which upstream's converter is
+def test_bench_convert(repository, tmp_path):
+    file = tmp_path / "figures.json"
+    flags = ["--shape", "tiny", "--layers", 1, "--rounds", 1, "--jobs", 2, "--folder", tmp_path, "--json", file]
+    output = run(repository, "bench_convert.py", *flags)
+    figures = json.loads(file.read_text())
+    body = 256 * 256 * 2 + 128 * 256 * 2 + 512 * 256 * 3
+    assert figures["gb"] == pytest.approx(2 * (32000 * 256 + body + 3 * 256) / 1e9)
+    assert [result["command"].split()[0] for result in figures["results"]] == ["sherry-gguf"] * 2 + [
+        "convert_hf_to_gguf.py"
+    ]
+    for result in figures["results"]:
+        assert result["command"] in output
+        assert 0 < result["gb_s"] == pytest.approx(figures["gb"] / result["seconds"][0])
+        assert 0 < result["peak_gb"] < 4
+        assert result["cpu_seconds"][0] > 0
+    assert list(tmp_path.iterdir()) == [file]
+
+
 @pytest.mark.runtime
 @pytest.mark.usefixtures("runtime")
 def test_bench_kernels(repository, tmp_path):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 
 import pytest
+from browser import find_chromium
 
 from sherry_gguf.cli import main
 from sherry_gguf.files.inspect import as_json, inspect
@@ -81,12 +80,8 @@ def test_nothing_is_loaded_and_names_are_escaped(page):
 
 
 def test_a_browser_shows_them(page, expected, tmp_path):
-    chromium = shutil.which("chromium")
-    if chromium is None and not os.environ.get("CI"):
-        pytest.skip("needs chromium")
-    assert chromium is not None, "CI has no chromium"
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
-    done = subprocess.run([chromium, *options, page.as_uri()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([find_chromium(), *options, page.as_uri()], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     shown = numbers(done.stdout)
     assert {name: shown.get(name) for name in expected} == pytest.approx(expected, rel=1e-12)
