@@ -36,6 +36,7 @@ from sherry_gguf.weights.channel_order import KEY as REGRID_KEY
 from sherry_gguf.weights.floats import floats
 
 LM_HEAD = "lm_head.weight"
+_LARGE = 1 << 22  # weights that are written at a time
 UPSTREAM_LOG = "hf-to-gguf"  # the name of upstream's logger
 
 
@@ -186,6 +187,8 @@ def _sherry_class(base: Any, job: Job) -> Any:
         def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterator[tuple[str, Any]]:
             tensors: Iterable[tuple[str, Any]] = super().modify_tensors(data_torch, name, bid)
             for new_name, tensor in tensors:
+                if tensor is data_torch and not job.as_trained and (stored := getattr(tensor, "large", None)):
+                    tensor = _chunked(gguf.LazyChunkedTensor, job.checkpoint, stored)
                 yield new_name, tensor
                 tied = self.hparams.get("tie_word_embeddings")
                 if new_name == TOKEN_EMBEDDING and tied and job.types.separate_output():
@@ -247,12 +250,36 @@ def _load_finite(checkpoint: Checkpoint, name: str) -> torch.Tensor:
         return bool(np.isfinite(values).all())
 
     if not all(in_parts(part, len(stored), rows_of(1))):
-        bad = torch.nonzero(~torch.isfinite(tensor))
-        raise SherryError(
-            f"{name}: {len(bad)} weights are not finite, the first at {bad[0].tolist()}; "
-            f"the checkpoint is damaged, save it again"
-        )
+        raise _not_finite(name, tensor)
     return torch.from_numpy(found.reshape(tensor.shape)) if is_short else tensor
+
+
+def _not_finite(name: str, tensor: torch.Tensor) -> SherryError:
+    bad = torch.nonzero(~torch.isfinite(tensor))
+    return SherryError(
+        f"{name}: {len(bad)} weights are not finite, the first at {bad[0].tolist()}; "
+        f"the checkpoint is damaged, save it again"
+    )
+
+
+def _chunked(chunked_type: Any, checkpoint: Checkpoint, name: str) -> Any:
+    """A tensor that is stored as it is, as float32, some rows at a time while it is written: never all of it."""
+    shape = checkpoint.info(name).shape
+    step = max(1, _LARGE // math.prod(shape[1:]))
+    held: list[torch.Tensor] = []
+
+    def rows(start: int) -> Any:
+        if start == 0:
+            held[:] = [checkpoint.load(name)]
+        (tensor,) = held
+        part = floats(tensor[start : start + step])
+        if not np.isfinite(part).all():
+            raise _not_finite(name, tensor)
+        if start + step >= shape[0]:
+            held.clear()
+        return part
+
+    return chunked_type([partial(rows, start) for start in range(0, shape[0], step)], shape, np.float32)
 
 
 def _lazy(lazy_type: Any, job: Job, name: str) -> Any:
@@ -263,7 +290,15 @@ def _lazy(lazy_type: Any, job: Job, name: str) -> Any:
     if layer is None:
         dtype = torch.float32 if info.dtype == torch.bfloat16 else info.dtype
         meta = lazy_type.meta_with_dtype_and_shape(dtype, info.shape)
-        return lazy_type(meta=meta, args=(name,), func=lambda it: to_stride(_load_finite(job.checkpoint, it), moved))
+        lazy = lazy_type(meta=meta, args=(name,), func=lambda it: to_stride(_load_finite(job.checkpoint, it), moved))
+        if (
+            len(info.shape) > 1
+            and math.prod(info.shape) > _LARGE
+            and not moved
+            and dtype in (torch.float32, torch.float16)
+        ):
+            lazy.large = name  # for what upstream leaves as it is
+        return lazy
     meta = lazy_type.meta_with_dtype_and_shape(torch.float32, info.shape)
     return lazy_type(meta=meta, args=(name,), func=lambda it: to_stride(_load_baked(job, it, layer), moved))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sherry_gguf.convert import convert
+from sherry_gguf.convert import TypeChoice, convert, model
 from sherry_gguf.errors import SherryError
 from sherry_gguf.formats import registration
 from sherry_gguf.formats.scales import rounded
@@ -88,8 +88,36 @@ def test_the_file_is_the_same(count, tiny_checkpoint, sherry_gguf_file, tmp_path
     assert "56/56" in said
 
 
+@pytest.fixture
+def chunked(monkeypatch):
+    """Names of the tensors that are written some rows at a time, which here are all matrices that stay as they are."""
+    names = []
+    make = model._chunked
+
+    def watched(chunked_type, checkpoint, name):
+        names.append(name)
+        return make(chunked_type, checkpoint, name)
+
+    monkeypatch.setattr(model, "_LARGE", 1000)
+    monkeypatch.setattr(model, "_chunked", watched)
+    return names
+
+
+@pytest.mark.parametrize("output", [None, "f16"])
+def test_a_large_tensor_is_written_some_rows_at_a_time(output, tiny_checkpoint, tmp_path, pinned_gguf, request):
+    types = TypeChoice(output=output)
+    whole = convert(tiny_checkpoint, tmp_path / "whole.gguf", types=types).outfile
+    names = request.getfixturevalue("chunked")
+    chunked = convert(tiny_checkpoint, tmp_path / "chunked.gguf", types=types).outfile
+    assert names == ["model.embed_tokens.weight"]  # once, for an output of its own type, too
+    assert chunked.read_bytes() == whole.read_bytes()
+
+
 @pytest.mark.parametrize("count", COUNTS)
-def test_an_embedding_that_is_not_finite_is_refused(count, tiny_checkpoint, tmp_path, pinned_gguf):
+@pytest.mark.parametrize("at_once", [True, False])
+def test_an_embedding_that_is_not_finite_is_refused(at_once, count, tiny_checkpoint, tmp_path, pinned_gguf, request):
+    if not at_once:
+        request.getfixturevalue("chunked")
     damaged = tmp_path / "damaged"
     shutil.copytree(tiny_checkpoint, damaged)
     state = load_file(damaged / "model.safetensors")
@@ -97,6 +125,7 @@ def test_an_embedding_that_is_not_finite_is_refused(count, tiny_checkpoint, tmp_
     save_file(state, damaged / "model.safetensors")
     with threads(count), pytest.raises(SherryError, match=r"2 weights are not finite, the first at \[3000, 7\]"):
         convert(damaged, tmp_path / "x.gguf")
+    assert not (tmp_path / "x.gguf").exists()
 
 
 def test_gguf_py_works_on_rows_in_these_threads(pinned_gguf, monkeypatch):
