@@ -8,6 +8,7 @@ A mutant is drawn from the seed and its number, so that a finding comes back wit
 
 gguf        header, inspect, retag and requantize of a GGUF file with changed fields or bytes
 checkpoint  loading and planning a small checkpoint whose safetensors header, index or config.json is changed
+convert     converting a small model with such a file all the way, to a GGUF file that is opened again
 
 What counts as a finding: an exception other than SherryError, a warning of NumPy, a message of several lines, an output
 after a refusal, an output that reads otherwise than the input, ten seconds for one mutant. Whatever it finds, it goes
@@ -25,7 +26,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -35,12 +36,15 @@ from typing import Any
 
 import numpy as np
 from mutants import gguf_mutant, json_mutant, safetensors_mutant
-from safetensors.numpy import save
+from small_checkpoints import layers, whole_model
 
+from sherry_gguf import llama_cpp
 from sherry_gguf.api import load_tensors
 from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.convert import convert
 from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.errors import SherryError
+from sherry_gguf.files.gguf_file import open_gguf
 from sherry_gguf.files.header import read_header
 from sherry_gguf.files.inspect import as_json, inspect
 from sherry_gguf.files.requantize import requantize
@@ -48,19 +52,6 @@ from sherry_gguf.files.retag import retag, targets
 from sherry_gguf.formats.table import tensor_types
 
 SLOW, HANGS = 10, 60  # seconds for one mutant
-HIDDEN, ROWS = 128, 8
-LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj")
-INDEX = "model.safetensors.index.json"
-
-SHERRY = {"w_bits": 0, "quant_method": "sherry", "granularity": "per_group", "group_size": 128, "N": 3, "M": 4}
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": HIDDEN,
-    "num_hidden_layers": 2,
-    "vocab_size": ROWS,
-    **SHERRY,
-}
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,7 @@ class Finding:
         return f"--seed {self.seed} --only {self.kind_of_file} --number {self.number}: {self.what}"
 
 
-def _attempt(action: Callable[[], object]) -> str | None:
+def attempt(action: Callable[[], object]) -> str | None:
     """None if it succeeds, "" if it refuses in one line, else what is wrong about how it ended."""
     start = time.monotonic()
     try:
@@ -93,7 +84,7 @@ def _attempt(action: Callable[[], object]) -> str | None:
     return wrong if took < SLOW else f"{took:.0f} s"
 
 
-def _changed(path: Path, outfile: Path | None) -> str | None:
+def _differs(path: Path, outfile: Path | None) -> str | None:
     """What is wrong about an output: None if all of it reads as the input does, or nothing had to be written."""
     if outfile is None:
         return None
@@ -101,7 +92,7 @@ def _changed(path: Path, outfile: Path | None) -> str | None:
     for name in old:
         before: list[Any] = []
         after: list[Any] = []
-        ends = [_attempt(partial(_append, into, of, name)) for into, of in ((before, old), (after, new))]
+        ends = [attempt(partial(_append, into, of, name)) for into, of in ((before, old), (after, new))]
         if ends[0] != ends[1] or not all(map(_same, before, after)):
             return f"{name} is not what it was"
     return None
@@ -115,59 +106,41 @@ def _append(into: list[Any], tensors: Mapping[str, Any], name: str) -> None:
 
 
 def try_gguf(draw: Random, folder: Path) -> Iterator[tuple[str, str | None]]:
-    """What was done with a mutant, and how it ended, as ``_attempt`` has it."""
+    """What was done with a mutant, and how it ended, as ``attempt`` has it."""
     path, outfile = folder / "mutant.gguf", folder / "out.gguf"
     path.write_bytes(gguf_mutant(draw))
 
     def write(action: Callable[[], Path | None]) -> str | None:
         outfile.unlink(missing_ok=True)
         written: list[Path | None] = []
-        wrong = _attempt(lambda: written.append(action()))
+        wrong = attempt(lambda: written.append(action()))
         if wrong is None:
-            return _changed(path, *written)
+            return _differs(path, *written)
         return f"an output after {wrong or 'a refusal'}" if outfile.exists() else wrong
 
     to, wanted = draw.choice(sorted(targets())), draw.choice(tensor_types())
-    yield "header", _attempt(lambda: read_header(path))
-    yield "inspect", _attempt(lambda: json.dumps(as_json(inspect(path))))
+    yield "header", attempt(lambda: read_header(path))
+    yield "inspect", attempt(lambda: json.dumps(as_json(inspect(path))))
     yield "retag", write(lambda: retag(path, to, outfile).outfile)
     yield "requantize", write(lambda: requantize(path, wanted, outfile).outfile)
 
 
-def checkpoint_files() -> dict[str, bytes]:
-    """A checkpoint of two small layers, whole, in two shards with an index."""
-    noise = np.random.default_rng(0)
-    shards: list[dict[str, np.ndarray]] = [{}, {}]
-    for layer, shard in enumerate(shards):
-        for name in LINEAR:
-            values = noise.standard_normal((ROWS, HIDDEN)).astype(np.float32)
-            shard[f"model.layers.{layer}.{name}.weight"] = values
-    shards[0]["model.embed_tokens.weight"] = noise.standard_normal((ROWS, HIDDEN)).astype(np.float32)
-    names = [f"model-0000{i + 1}-of-00002.safetensors" for i in range(len(shards))]
-    weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
-    return {
-        "config.json": json.dumps(CONFIG).encode(),
-        INDEX: json.dumps(index).encode(),
-        **{name: save(shard) for name, shard in zip(names, shards, strict=True)},
-    }
-
-
-WHOLE = checkpoint_files()
+def changed(draw: Random, whole: Mapping[str, bytes], names: Sequence[str], model: Path) -> None:
+    """Write a checkpoint of which one file, out of the names, is another."""
+    shutil.rmtree(model, ignore_errors=True)
+    model.mkdir()
+    chosen = draw.choice(names)
+    for name, content in whole.items():
+        if name == chosen:
+            is_json = name.endswith(".json")
+            content = json_mutant(draw, content.decode()) if is_json else safetensors_mutant(draw, content)
+        (model / name).write_bytes(content)
 
 
 def try_checkpoint(draw: Random, folder: Path) -> Iterator[tuple[str, str | None]]:
     """As ``try_gguf``, of a checkpoint one of whose files is changed."""
     model = folder / "model"
-    shutil.rmtree(model, ignore_errors=True)
-    model.mkdir()
-    changed = draw.choice(list(WHOLE))
-    for name, content in WHOLE.items():
-        if name == changed and name.endswith(".json"):
-            content = json_mutant(draw, content.decode())
-        elif name == changed:
-            content = safetensors_mutant(draw, content)
-        (model / name).write_bytes(content)
+    changed(draw, layers(), list(layers()), model)
 
     def load() -> None:
         checkpoint = Checkpoint(model)
@@ -175,10 +148,25 @@ def try_checkpoint(draw: Random, folder: Path) -> Iterator[tuple[str, str | None
         for name in checkpoint.names:
             checkpoint.load(name)
 
-    yield "load", _attempt(load)
+    yield "load", attempt(load)
 
 
-TRIALS = {"gguf": try_gguf, "checkpoint": try_checkpoint}
+def try_convert(draw: Random, folder: Path) -> Iterator[tuple[str, str | None]]:
+    """As ``try_checkpoint``, of a model that can be converted, all the way."""
+    model, outfile = folder / "model", folder / "out.gguf"
+    files = [name for name in whole_model() if name.endswith((".json", ".safetensors"))]
+    changed(draw, whole_model(), [*files, "config.json", "config.json"], model)  # headers are refused at once
+    outfile.unlink(missing_ok=True)
+    wrong = attempt(lambda: convert(model, outfile))
+    if wrong is None:
+        wrong = attempt(lambda: open_gguf(outfile).require_types())
+        wrong = f"an output that is refused: {wrong}" if wrong is not None else None
+    elif outfile.exists():
+        wrong = f"an output after {wrong or 'a refusal'}"
+    yield "convert", wrong
+
+
+TRIALS = {"gguf": try_gguf, "checkpoint": try_checkpoint, "convert": try_convert}
 
 
 def fuzz(of: str, seed: int, numbers: Iterable[int], folder: Path, counts: Counter[str]) -> Iterator[Finding]:
@@ -215,6 +203,7 @@ def main() -> int:
     if arguments.keep:
         arguments.keep.mkdir(parents=True, exist_ok=True)
 
+    llama_cpp.use_pinned_gguf()  # before anything imports another one
     found = 0
     with tempfile.TemporaryDirectory() as scratch:
         for of in [arguments.only] if arguments.only else TRIALS:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from sherry_gguf.formats.table import VERSION_KEY, tensor_types
+from sherry_gguf.formats.tensor_type import TensorType
 
 # a field: what it is, and its bytes; "u32" and "u64" are numbers, "string" has no length, which is a field of its own
 Field = tuple[str, bytes]
@@ -64,13 +65,18 @@ def ternary(draw: Random, rows: int, k: int) -> np.ndarray:
     return np.where(at % 4 == at // 16 % 4, np.float32(0), signs)
 
 
-def whole_gguf(draw: Random) -> list[Field]:
-    """The fields of a file that is as it should be: two to six tensors, most ternary, and all kinds of metadata."""
+def whole_gguf(
+    draw: Random, types: Sequence[TensorType] | None = None, rows: Sequence[int] = range(1, 5)
+) -> list[Field]:
+    """The fields of a file that is as it should be: two to six tensors, most ternary, and all kinds of metadata.
+
+    types: of the ternary tensors, all types by default. rows: how many each of their matrices may have.
+    """
     alignment = draw.choice([8, 32, 32, 32, 64, 128])
     tensors: list[tuple[str, tuple[int, ...], int, bytes]] = []
     for number in range(draw.randint(1, 5)):
-        tensor_type = draw.choice(tensor_types())
-        shape = (draw.choice([256, 512]), draw.randint(1, 4), *draw.choice([(), (), (2,)]))
+        tensor_type = draw.choice(types or tensor_types())
+        shape = (draw.choice([256, 512]), draw.choice(rows), *draw.choice([(), (), (2,)]))
         weights = ternary(draw, int(np.prod(shape[1:])), shape[0])
         tensors.append(
             (f"blk.{number}.weight", shape, draw.choice(tensor_type.ids), tensor_type.pack(weights).tobytes())
@@ -137,9 +143,9 @@ def _damaged(draw: Random, raw: bytes) -> bytes:
     return draw.choice(choices)
 
 
-def gguf_mutant(draw: Random) -> bytes:
-    """A GGUF file with one to three changes, at times with none."""
-    fields = whole_gguf(draw)
+def gguf_mutant(draw: Random, types: Sequence[TensorType] | None = None, rows: Sequence[int] = range(1, 5)) -> bytes:
+    """A GGUF file, as ``whole_gguf`` makes it, with one to three changes, at times with none."""
+    fields = whole_gguf(draw, types, rows)
     for _ in range(draw.choice([0, 1, 1, 1, 1, 2, 2, 3])):
         at = draw.randrange(len(fields))
         what, raw = fields[at]

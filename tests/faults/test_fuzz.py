@@ -13,10 +13,12 @@ SEED = 20261127
 DRAWS = {
     "gguf": (2000, {"header": 400, "inspect": 300, "retag": 50, "requantize": 200}),
     "checkpoint": (1000, {"load": 150}),
+    "convert": (300, {"convert": 40}),
 }
 
 
-@pytest.mark.parametrize("of", DRAWS)
+@pytest.mark.usefixtures("pinned_gguf")
+@pytest.mark.parametrize("of", [*list(DRAWS)[:2], pytest.param("convert", marks=pytest.mark.slow)])
 def test_mutants(of, tmp_path):
     mutants, least = DRAWS[of]
     counts: Counter[str] = Counter()
