@@ -12,8 +12,15 @@ import pytest
 
 pytestmark = pytest.mark.runtime
 
-F32, Q2_0, STQ1_0 = 0, 42, 43
-BYTES = {F32: (1, 4), Q2_0: (64, 18), STQ1_0: (256, 42)}
+F32, Q2_0, STQ1_0, SHERRY, SHERRY_G32, SHERRY_2P = 0, 42, 43, 512, 520, 521
+BYTES = {
+    F32: (1, 4),
+    Q2_0: (64, 18),
+    STQ1_0: (256, 42),
+    SHERRY: (128, 22),
+    SHERRY_G32: (32, 7),
+    SHERRY_2P: (128, 44),
+}
 
 Tensor = tuple[Sequence[int], int, int]  # dimensions, the id in the file, the bytes: those of which type
 
@@ -184,6 +191,20 @@ def test_what_has_neither_size_is_refused(reader: Reader, capfd: Any) -> None:
         assert reader.types(make([OLD[0], OLD[2]], offsets=offsets)) is None
     # after the last tensor comes what is not its own
     assert reader.types(make(OLD) + b"\0" * 32) is None
+
+
+@pytest.mark.parametrize("pad_end", [False, True])
+@pytest.mark.parametrize("kind", [STQ1_0, SHERRY, SHERRY_G32, SHERRY_2P])
+def test_the_last_tensor_of_our_types_ends_the_file(reader: Reader, capfd: Any, kind: int, pad_end: bool) -> None:
+    """Found by fuzzing: blocks of SHERRY_G32 under the id of STQ1_0 were read as other weights."""
+    for shape in ((512,), (512, 2, 2)):
+        assert reader.types(make([((16,), F32, F32), (shape, kind, kind)], 32, pad_end)) == [F32, kind]
+        assert reader.types(make([((16,), F32, F32), (shape, kind, kind)]) + b"\0") is None
+        assert "more bytes follow the last tensor, 'tensor1', than the " in capfd.readouterr().err
+    assert reader.types(make([((512,), kind, kind), ((16,), F32, F32)]) + b"\0") == [kind, F32]  # upstream's business
+    for larger in (SHERRY_G32, SHERRY_2P):
+        if BYTES[kind][1] / BYTES[kind][0] < BYTES[larger][1] / BYTES[larger][0]:
+            assert reader.types(make([((512,), kind, larger)])) is None
 
 
 @pytest.mark.parametrize("kind", [Q2_0, STQ1_0])

@@ -6,6 +6,9 @@
 // The bytes tell: a tensor ends where the next one begins, padded to the file's alignment, and the two readings of its
 // shape differ. All tensors of a file are of one kind. What upstream's reader accepts stays Q2_0, unless all of them are
 // so small, and the alignment so large, that nothing tells.
+//
+// Where nothing follows a tensor, upstream's reader takes any number of bytes beyond it. So blocks of a larger type whose
+// id was changed would be read as a smaller one: a last tensor of this project's types has to end the file.
 
 #include "ggml-impl.h"
 #include "ggml-stq1.h"
@@ -22,6 +25,11 @@ struct ggml_stq1_size {
     ggml_stq1_size(const ggml_tensor & t, uint64_t block_weights, uint64_t block_bytes, uint64_t alignment) :
         bytes((uint64_t) ggml_nelements(&t)/block_weights*block_bytes), padded(GGML_PAD(bytes, alignment)) {}
 };
+
+static inline bool ggml_stq1_has_own_blocks(ggml_type type) {
+    return type == GGML_TYPE_STQ1_0 || type == GGML_TYPE_SHERRY || type == GGML_TYPE_SHERRY_G32 ||
+           type == GGML_TYPE_SHERRY_2P;
+}
 
 // Infos have a tensor t, its type and shape already checked, and an offset from the beginning of the data, where the
 // reader stands. False, and a line in the log, if the file is neither.
@@ -90,6 +98,16 @@ static bool ggml_stq1_settle_ids(std::vector<Info> & infos, uint64_t alignment, 
                 info.t.nb[2] = info.t.nb[1]*info.t.ne[1];
                 info.t.nb[3] = info.t.nb[2]*info.t.ne[2];
             }
+        }
+    }
+
+    if (!infos.empty() && ggml_stq1_has_own_blocks(infos.back().t.type)) {
+        const ggml_tensor & t = infos.back().t;
+        const uint64_t size = GGML_PAD(ggml_nbytes(&t), alignment);
+        if (infos.back().offset <= UINT64_MAX - size && has_byte(infos.back().offset + size)) {
+            GGML_LOG_ERROR("%s: more bytes follow the last tensor, '%s', than the %" PRIu64 " of type %s: damaged file\n",
+                __func__, t.name, size, ggml_type_name(t.type));
+            return false;
         }
     }
     return true;
