@@ -401,3 +401,11 @@ def test_evidence_quant(repository, tiny_checkpoint, tmp_path):
     assert float(exact[2]) < 0.01 < float(lossy[2])
     assert [row[:2] for row in rows if len(row) == 4][-2:] == [["SHERRY", "1.375"], ["TQ2_0", "2.062"]]
     assert error(repository, "evidence_quant.py", tmp_path / "work", "--types", "Q99").endswith("Q8_0")
+
+
+@pytest.mark.runtime
+@pytest.mark.usefixtures("runtime")
+def test_upstream_faults(repository, sherry_gguf_file):
+    """Where one of them is mended upstream, docs/fuzzing.md and fuzz_native.py's flags change."""
+    lines = run(repository, "upstream_faults.py", sherry_gguf_file).splitlines()
+    assert [line.rsplit(": ", 1)[1] for line in lines] == ["signal 6", "signal 6", "signal 6", "refused"]

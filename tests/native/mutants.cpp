@@ -27,10 +27,9 @@
 #include <unistd.h>
 #include <vector>
 
-static constexpr unsigned SECONDS     = 10;      // for one file
-static constexpr int      TOKENS      = 3;       // of a product
-static constexpr int      THREADS     = 2;
-static constexpr int64_t  LONGEST_ROW = 1 << 16; // the activations of a tensor without rows need memory too
+static constexpr int     TOKENS      = 3;       // of a product
+static constexpr int     THREADS     = 2;
+static constexpr int64_t LONGEST_ROW = 1 << 16; // the activations of a tensor without rows need memory too
 
 #define REQUIRE(condition, ...)                                       \
     if (!(condition)) {                                               \
@@ -197,6 +196,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     return 0;
 }
 #else
+static constexpr unsigned SECONDS = 10; // for one file
+
 int main() {
     ggml_log_set(quiet, nullptr);
     uint64_t size;

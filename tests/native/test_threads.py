@@ -1,4 +1,4 @@
-"""The matrix product of tiles under ThreadSanitizer: no thread reads what another one may not have written yet."""
+"""Matrix products of all types under ThreadSanitizer: no thread reads what another one may not have written yet."""
 
 from __future__ import annotations
 
