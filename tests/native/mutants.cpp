@@ -24,6 +24,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <sys/time.h>
 #include <unistd.h>
 #include <vector>
 
@@ -196,7 +197,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     return 0;
 }
 #else
-static constexpr unsigned SECONDS = 10; // for one file
+// Seconds for one file, of processors and, where it waits, of the clock.
+static constexpr time_t   SECONDS = 10;
+static constexpr unsigned LONGEST = 600;
 
 int main() {
     ggml_log_set(quiet, nullptr);
@@ -206,9 +209,10 @@ int main() {
         REQUIRE(fread(data.get(), 1, size, stdin) == size, "stdin ends inside file %d", number);
         printf("%d\n", number);
         fflush(stdout);
-        alarm(SECONDS);
+        const itimerval limit = { { 0, 0 }, { SECONDS, 0 } };
+        REQUIRE(setitimer(ITIMER_PROF, &limit, nullptr) == 0, "no timer");
+        alarm(LONGEST);
         const bool read = try_file(data.get(), size, stdout);
-        alarm(0);
         printf("%s\n", read ? "read" : "refused");
     }
     return 0;
