@@ -9,8 +9,8 @@ gguf        a whole file is one input: its header, and the types of its tensors
 checkpoint  one input is a number, one byte, and what replaces the file of that number in a small checkpoint
 
 What counts as a finding is that of fuzz.py: an exception other than SherryError, a warning, a message of several lines.
-It ends the run, and the input is left in DIR as crash-...; begin with it: `fuzz_headers.py gguf --input FILE`. Atheris
-follows which of our lines were reached; it has no build for macOS, nor for every Python.
+It ends the run, and the input is left in DIR as crash-...; `fuzz_headers.py gguf --input FILE` tries it again. What was
+reached stays in DIR too, and the next run goes on from there. Atheris has no build for macOS, nor for every Python.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("of", choices=READERS)
     parser.add_argument("--minutes", type=float, default=60, metavar="N", help="(60)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="(1)")
-    parser.add_argument("--corpus", type=Path, metavar="DIR", help="what was reached, and findings")
+    parser.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="DIR", help="(corpus)")
     parser.add_argument("--input", type=Path, metavar="FILE", help="try this one alone")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
@@ -92,7 +92,7 @@ def main() -> None:
     if arguments.input:
         one_input(arguments.input.read_bytes())
         return
-    corpus = arguments.corpus or folder / "corpus"
+    corpus = arguments.corpus
     (corpus / "reached").mkdir(parents=True, exist_ok=True)
     seeds = folder / "seeds"
     seeds.mkdir()

@@ -7,8 +7,8 @@
 The program is that of fuzz_native.py, tests/native/mutants.cpp, and what counts as a finding is the same, but for the
 weights, which are not compared with those of Python. It begins with files that are whole or nearly so.
 
---corpus keeps what was reached, so that the next run goes on from there. A finding ends it: the file is then in DIR
-too, as crash-..., timeout-... or oom-..., and `PROGRAM FILE` shows it again.
+DIR keeps what was reached, so that the next run goes on from there. A finding ends it: the file is then in DIR too, as
+crash-..., timeout-... or oom-..., and `DIR/mutants FILE` shows it again.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=60, metavar="N", help="(60)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="(1)")
-    parser.add_argument("--corpus", type=Path, metavar="DIR", help="what was reached, and findings")
+    parser.add_argument("--corpus", type=Path, default=Path("corpus"), metavar="DIR", help="(corpus)")
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as scratch:
-        corpus = arguments.corpus or Path(scratch) / "corpus"
+        corpus = arguments.corpus.resolve()
         (corpus / "reached").mkdir(parents=True, exist_ok=True)
         seeds = Path(scratch) / "seeds"
         seeds.mkdir()
