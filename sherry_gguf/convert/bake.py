@@ -42,6 +42,9 @@ def _bake_matrix(
             fp16.require_fit(np.abs(values).reshape(len(values), -1, GROUP).max(axis=-1), GROUP)
         out[:] = fp16.rounded_weights(values) if fp16_scales and not rule.is_folded else values
         return
+    if layer.source == "two-plane":  # whoever stores it in a type checks that the type holds it
+        out[:] = matrix.to(torch.float32).numpy()
+        return
     quantized = quantize_layer(matrix, layer, granularity)
     if strict:
         fp16.require_fit(quantized.scales, quantized.piece, quantized.grid)

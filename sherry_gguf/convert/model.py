@@ -171,6 +171,8 @@ def _sherry_class(base: Any, job: Job) -> Any:
                     tensors[kept[0]] = kept[1]
                     if name in job.plan.layers:
                         self.recorder.layers[kept[0]] = name
+                        if job.plan.layers[name].source == "two-plane":
+                            self.recorder.sums.add(kept[0])
                     if name in job.plan.stock:
                         self.recorder.stock.add(kept[0])
             if (rule := job.plan.rule) is not None and rule.has_bias:

@@ -18,6 +18,7 @@ from sherry_gguf.checkpoint.declared import architecture, matching
 from sherry_gguf.convert.settings import require_graph
 from sherry_gguf.errors import SherryError, Way, naming
 from sherry_gguf.formats.groups import STRIDE, Grid
+from sherry_gguf.formats.sherry_2p import SHERRY_2P
 from sherry_gguf.weights import refusal
 from sherry_gguf.weights.detect import Family, Look, detect
 from sherry_gguf.weights.granularity import DEFAULT_GROUP_SIZE, Granularity
@@ -27,7 +28,7 @@ from sherry_gguf.weights.ternary import Rule
 _SAMPLE_ROWS = 64
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-Reading = Literal["latent", "baked", "rounded", "lossy", "calibrated"]
+Reading = Literal["latent", "baked", "two-plane", "rounded", "lossy", "calibrated"]
 _BIASED = "LlamaForCausalLM"  # llama.cpp has a place for the bias of each linear layer of this architecture
 
 
@@ -37,6 +38,7 @@ class Layer:
 
     latent  the trainer's float weights: quantized as the trained forward does, which loses nothing
     baked   ternary already: codes and scales are read off
+    two-plane  the sum of two such planes already: taken as it is
     rounded  ternary but for rounding, as a trainer saves w + (q - w) for q: its scales are restored
     lossy   a plain model's weights, which the user allowed to be changed
 
@@ -84,7 +86,7 @@ class Plan:
         sources = [layer.source for layer in self.layers.values()]
         count = {source: sources.count(source) for source in get_args(Reading)}
         parts = [f"{n} {source}" for source, n in count.items() if n]
-        scales = "" if count["baked"] == len(self.layers) else f", scales {self.granularity}"
+        scales = "" if count["baked"] + count["two-plane"] == len(self.layers) else f", scales {self.granularity}"
         apart = sum("consecutive" not in layer.grids for layer in self.layers.values())
         stride = f", {apart} of them with groups of weights {STRIDE} apart" if apart else ""
         return f"{' and '.join(parts)} Sherry layers{scales}{stride}"
@@ -132,6 +134,8 @@ def make_plan(checkpoint: Checkpoint, source: Source | None = None) -> Plan:
         reading: Reading
         if look.family is Family.SHERRY:
             reading, scales, grids = "baked", look.granularity or granularity, look.grids
+        elif look.family is Family.TWO_PLANES:
+            reading, scales, grids = "two-plane", Granularity("per_group", SHERRY_2P.block), ("consecutive",)
         else:
             reading = "latent" if look.family in _latents(declared) and declared is not None else "lossy"
             scales, grids = granularity, (grid,)
@@ -250,7 +254,8 @@ def _latents(declared: Granularity | None) -> tuple[Family, ...]:
 
 def _require_sherry(checkpoint: Checkpoint, looks: Mapping[str, Look], declared: Granularity | None) -> None:
     where = str(checkpoint.path)
-    foreign = [name for name, look in looks.items() if look.family not in (*_latents(declared), Family.SHERRY)]
+    known = (*_latents(declared), Family.SHERRY, Family.TWO_PLANES)
+    foreign = [name for name, look in looks.items() if look.family not in known]
     if foreign:
         raise refusal.foreign_weights(where, looks, foreign)
     floats = [name for name, look in looks.items() if look.family is Family.FLOAT]

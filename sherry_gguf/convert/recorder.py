@@ -20,9 +20,11 @@ class Recorder:
     sherry_types  GGUF name -> type of the Sherry layers for which nobody chose a type; else that asked for
 
     layers        the Sherry layers: the names that upstream calls them -> the checkpoint's
+    sums          of these, by the names of upstream, those that are two planes, whose weights are no scales
     stock         linear layers that get DEFAULT_EMBEDDING_TYPE where nobody chose a type, by the names of upstream
     baked         the tensors that these became
-    exact         of these, the tensors that nobody chose another type for
+    summed        of these, what became of sums
+    exact         of baked, the tensors that nobody chose another type for
     with_choice   all tensors that can have another type than the checkpoint's
     chosen        name -> type, as gguf-py names it, of those that got one
     otherwise     the Sherry layers, by the checkpoint's names, for which the user chose a type
@@ -31,8 +33,10 @@ class Recorder:
     types: TypeChoice
     sherry_types: Mapping[str, str] = field(default_factory=dict)
     layers: dict[str, str] = field(default_factory=dict)
+    sums: set[str] = field(default_factory=set)
     stock: set[str] = field(default_factory=set)
     baked: set[str] = field(default_factory=set)
+    summed: set[str] = field(default_factory=set)
     exact: set[str] = field(default_factory=set)
     with_choice: list[str] = field(default_factory=list)
     chosen: dict[str, str] = field(default_factory=dict)
@@ -49,6 +53,8 @@ class Recorder:
                 chosen = DEFAULT_EMBEDDING_TYPE
         if is_sherry:
             self.baked.add(name)
+        if layer in self.sums:
+            self.summed.add(name)
         if isinstance(chosen, TensorType):
             self.exact.add(name)
             chosen = self.sherry_types.get(name, chosen.name)

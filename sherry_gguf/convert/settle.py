@@ -83,7 +83,7 @@ def _is_sherry_throughout(job: Job) -> bool:
     It knows baked layers by a sample of rows only: others may have a scale for fewer weights, so these are read.
     """
     return job.types.asked is SHERRY and all(
-        layer.source != "baked" and layer.piece == SHERRY.block and layer.grids == (SHERRY.grid,)
+        layer.source not in ("baked", "two-plane") and layer.piece == SHERRY.block and layer.grids == (SHERRY.grid,)
         for layer in job.plan.layers.values()
     )
 

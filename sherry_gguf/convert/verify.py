@@ -85,7 +85,7 @@ def verify(files: Sequence[Path], as_trained: Any, progress: bool = False, calib
             continue
         if tensor.name in recorder.baked and recorder.types.layers is not None:
             errors[tensor.name] = _error(gguf, tensor, values)
-        elif tensor.name in recorder.baked:
+        elif tensor.name in recorder.baked - recorder.summed:
             # stored in another type, but with SHERRY's values: each is 0 or a scale, rounded to fp16
             values = rounded_weights(values)
         if tensor.type is None or not np.array_equal(_bytes(gguf, values, tensor.type.type_id), tensor.stored):

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sherry_gguf.formats.groups import GRIDS, GROUP, PERIOD, Grid, to_fours
+from sherry_gguf.formats.sherry_2p import SHERRY_2P
 from sherry_gguf.weights.granularity import Granularity
 from sherry_gguf.weights.quantize import PIECE
 
@@ -38,6 +39,7 @@ class Family(Enum):
 
     FLOAT = "floating-point weights without a pattern of zeros (plain, or the latents of a quantizer)"
     SHERRY = "ternary, one zero in every group of 4 weights (Sherry, baked)"
+    TWO_PLANES = "the sum of two ternary planes, each with one zero in every group of 4 weights (SHERRY_2P, baked)"
     TERNARY = "dense ternary, with no fixed number of zeros in 4 weights"
     SPARSE = "sparse, with magnitudes that are not shared"
     ROUNDED = "dense ternary but for rounding in bf16 (absmean or twn, baked)"
@@ -69,13 +71,20 @@ def detect(weights: F32) -> Look:
     k = weights.shape[1]
     if k % GROUP:
         return Look(Family.FLOAT, share)
-    if share < _SPARSE:
-        return Look(_family_of_levels(weights) or Family.FLOAT, share)
-    granularity = _shared_magnitudes(weights)
+    granularity = None if share < _SPARSE else _shared_magnitudes(weights)
     if granularity is None:
-        return Look(_family_of_levels(weights) or Family.SPARSE, share)
+        if _is_two_planes(weights):
+            return Look(Family.TWO_PLANES, share)
+        return Look(_family_of_levels(weights) or (Family.FLOAT if share < _SPARSE else Family.SPARSE), share)
     grids = tuple(grid for grid in GRIDS if k % PERIOD[grid] == 0 and _one_zero_each(zero, grid, granularity))
     return Look(Family.SHERRY if grids else Family.TERNARY, share, granularity, grids)
+
+
+def _is_two_planes(weights: F32) -> bool:
+    """float32[rows, k] -> is almost every weight of it what SHERRY_2P's blocks would give back?"""
+    if weights.shape[1] % SHERRY_2P.block:
+        return False
+    return SHERRY_2P.count_wrong(weights) <= (1 - MOST_GROUPS) * weights.size
 
 
 def _one_zero_each(zero: Bool, grid: Grid, granularity: Granularity) -> bool:

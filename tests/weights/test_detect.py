@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sherry_gguf.formats.sherry_2p import SHERRY_2P, pack_planes, unpack_planes
 from sherry_gguf.weights.detect import Family, detect
 from sherry_gguf.weights.granularity import Granularity
 from sherry_gguf.weights.quantize import expand, quantize
+from sherry_gguf.weights.two_planes import round_planes
 
 
 @pytest.fixture
@@ -43,6 +45,21 @@ def test_baked_sherry_with_many_empty_runs(floats, size):
     look = detect(expand(found.codes, found.scales))
     assert (look.family, look.grids) == (Family.SHERRY, ("consecutive",))
     assert look.granularity == Granularity("per_group", size)
+
+
+def test_two_planes(floats):
+    """Of any two scales, equal ones too; not if they are rounded in bf16, and not a float matrix of few values."""
+    rounded = round_planes(floats)
+    sums = SHERRY_2P.dequantize(rounded)
+    assert detect(sums).family is Family.TWO_PLANES
+    _, _, a, b = unpack_planes(rounded)
+    assert (b > 0).all()
+    codes = np.random.default_rng(1).integers(32, size=(2, 16, 128), dtype=np.uint8)
+    assert detect(SHERRY_2P.dequantize(pack_planes(*codes, a, a))).family is Family.TWO_PLANES
+    assert detect((sums.view(np.uint32) & 0xFFFF0000).view(np.float32)).family is not Family.TWO_PLANES
+    sums[:, ::50] += 1e-3
+    assert detect(sums).family is Family.FLOAT
+    assert detect(np.sign(floats) * np.float32(0.5)).family is Family.BINARY
 
 
 def test_float_weights(floats):
