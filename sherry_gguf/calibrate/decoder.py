@@ -23,11 +23,15 @@ from sherry_gguf.errors import SherryError
 
 # How checkpoints name the experts' matrices that transformers stacks: gate, up and down.
 _EXPERT_NAMES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
+HEAD = "lm_head.weight"
 _STACKED = re.compile(r"^(?P<experts>.*\.experts)\.(?P<what>gate_up_proj|down_proj)$")
 
 
 class Decoder:
-    """layers: the decoder layers, on no device; path: of their list in the model, as names of tensors begin."""
+    """layers: the decoder layers, on no device; path: of their list in the model, as names of tensors begin.
+
+    The place after the last layer is that of what follows it: the last norm, and the head where it is asked for.
+    """
 
     def __init__(self, checkpoint: Checkpoint, names: Iterable[str], device: torch.device) -> None:
         """names: of linear layers' weights, which tell the decoder layers from other lists of modules.
@@ -39,7 +43,7 @@ class Decoder:
             config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
             config._experts_implementation = "eager"  # one linear layer an expert, whose inputs can be seen
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
-        self._model, whole = model.base_model, f"{model.base_model_prefix}."
+        self._whole, self._model, whole = model, model.base_model, f"{model.base_model_prefix}."
         counts = {
             whole + path: sum(name.startswith(f"{whole}{path}.") for name in names)
             for path, module in self._model.named_modules()
@@ -56,7 +60,9 @@ class Decoder:
         self._handed: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def place(self, name: str) -> int | None:
-        """The decoder layer that a tensor of the checkpoint is in; None for one that is in none."""
+        """The decoder layer that a tensor of the checkpoint is in, the place after all for the head; or None."""
+        if name == HEAD:
+            return len(self.layers)
         found = re.match(rf"{re.escape(self.path)}\.(\d+)\.", name)
         return int(found[1]) if found and int(found[1]) < len(self.layers) else None
 
@@ -86,18 +92,30 @@ class Decoder:
             _set(self._model, name, torch.empty(0, device="meta"))
 
     def load(self, index: int) -> nn.Module:
-        """A decoder layer with its weights in float32; SherryError where the checkpoint lacks one."""
+        """A decoder layer with its weights in float32, or what follows; SherryError where the checkpoint lacks one."""
+        if index == len(self.layers):
+            whole: nn.Module = self._whole
+            self._fill(whole, self._after(), "")
+            return whole
         layer = self.layers[index]
         self._fill(layer, dict(layer.named_parameters()), f"{self.path}.{index}.")
         return layer
 
     def free(self, index: int) -> None:
         """Drop a layer's weights."""
+        if index == len(self.layers):
+            for name in self._after():
+                _set(self._whole, name, torch.empty(0, device="meta"))
+            return
         for name, _ in list(self.layers[index].named_parameters()):
             _set(self.layers[index], name, torch.empty(0, device="meta"))
 
     def forward(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        """float32[1, length, hidden] through a loaded layer."""
+        """float32[1, length, hidden] through a loaded layer. What follows the last one leaves it as it is."""
+        if index == len(self.layers):
+            with self._instead(lambda *_: hidden), transformers_errors(self.checkpoint.path, "cannot be computed"):
+                self._whole(inputs_embeds=hidden, use_cache=False)
+            return hidden
         args, kwargs = self._handed[index]
         with transformers_errors(self.checkpoint.path, f"layer {index} cannot be computed"):
             out = self.layers[index](hidden, *args, **kwargs)
@@ -108,27 +126,42 @@ class Decoder:
         """What each layer is handed beside the hidden states; those of the first go to ``out``."""
         handed: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
-        def instead_of(index: int) -> Callable[..., torch.Tensor]:
-            def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
-                hidden: torch.Tensor = args[0] if args else kwargs.pop("hidden_states")
-                handed[index] = (args[1:], kwargs)
-                if index == 0 and out is not None:
-                    out.copy_(hidden)
-                return hidden
+        def listen(index: int, hidden: torch.Tensor, *beside: Any) -> torch.Tensor:
+            handed[index] = beside[:-1], beside[-1]
+            if index == 0 and out is not None:
+                out.copy_(hidden)
+            return hidden
 
-            return forward
-
-        for index, layer in enumerate(self.layers):
-            layer.forward = instead_of(index)
-        try:
-            with transformers_errors(self.checkpoint.path, "cannot be computed"):
-                self._model(tokens.to(self.device), use_cache=False)
-        finally:
-            for layer in self.layers:
-                del layer.forward
+        with self._instead(listen), transformers_errors(self.checkpoint.path, "cannot be computed"):
+            self._model(tokens.to(self.device), use_cache=False)
         if sorted(handed) != list(range(len(self.layers))):
             raise SherryError(f"{self.checkpoint.path}: not every decoder layer is used, and all must be")
         return [handed[index] for index in range(len(self.layers))]
+
+    @contextmanager
+    def _instead(self, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+        """While the context is open, layers compute forward(index, hidden, *what they are handed, and by name)."""
+
+        def of(index: int) -> Callable[..., torch.Tensor]:
+            def of_index(*args: Any, **kwargs: Any) -> torch.Tensor:
+                hidden = args[0] if args else kwargs.pop("hidden_states")
+                return forward(index, hidden, *args[1:], kwargs)
+
+            return of_index
+
+        for index, layer in enumerate(self.layers):
+            layer.forward = of(index)
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                del layer.forward
+
+    def _after(self) -> dict[str, nn.Parameter]:
+        """The parameters that are in no layer, but for the embedding."""
+        embedding = {id(parameter) for parameter in self._whole.get_input_embeddings().parameters()}
+        named = self._whole.named_parameters()
+        return {n: p for n, p in named if id(p) not in embedding and not n.startswith(f"{self.path}.")}
 
     def _fill(self, module: nn.Module, parameters: dict[str, nn.Parameter], prefix: str) -> None:
         for name, parameter in parameters.items():

@@ -9,6 +9,7 @@ import torch
 from sherry_gguf.errors import SherryError
 
 _DAMPING: Final = 0.01  # of the mean diagonal, added to it
+_PARALLEL: Final = 1 - 1e-5  # the cosine from which on float32's sums cannot tell two channels apart
 
 
 class Hessian:
@@ -34,6 +35,23 @@ class Hessian:
         """The channels that were 0 in every token."""
         found: list[int] = torch.nonzero(self.sum.diagonal() == 0).flatten().tolist()
         return found
+
+    @property
+    def repeated(self) -> list[tuple[int, int]]:
+        """(channel, an earlier one that it was a multiple of in every token), as far as float32 tells."""
+        norms = self.sum.diagonal().sqrt()
+        cosines = (self.sum / norms[:, None] / norms).nan_to_num_(0.0)  # a dead channel is no multiple
+        largest, earlier = cosines.abs_().tril_(-1).max(dim=1)
+        found = torch.nonzero(largest >= _PARALLEL).flatten().tolist()
+        return [(channel, int(earlier[channel])) for channel in found]
+
+    def require_finite(self) -> None:
+        """Raise SherryError if the inputs are finite, and the sum of their squares is not."""
+        if not torch.isfinite(self.sum).all():
+            raise SherryError(
+                f"its inputs are so large that float32 does not hold the sum of their squares over {self.tokens:,} "
+                f"tokens of the text; the model overflows there, as it would with other text"
+            )
 
 
 def damped(hessian: torch.Tensor) -> torch.Tensor:

@@ -33,10 +33,10 @@ GIB: Final = 1 << 30
 class Calibrated:
     """The matrices of a model, quantized; they stay in the state's folder.
 
-    layer_of  name -> its decoder layer
+    layer_of  name -> its decoder layer, or the place after all for the head
     weights   name -> |w_q - w| / |w|
     outputs   name -> the same of the matrix's outputs on the calibration text
-    notes     what is to be said of dead channels, and of experts that saw few tokens
+    notes     what is to be said of channels that are dead or repeated, and of experts that saw few tokens
     """
 
     state: State
@@ -72,7 +72,7 @@ def calibrate(
 ) -> Calibrated:
     """Quantize matrices of a checkpoint on a text.
 
-    names   of weights [rows, k] of linear layers, k a multiple of 128, all in decoder layers
+    names   of weights [rows, k] of linear layers, k a multiple of 128, all in decoder layers, or the head
     windows int64[windows, length], tokens
     planes  1 or 2
     memory  GiB that activations may take
@@ -101,7 +101,8 @@ def calibrate(
             decoder.embed(windows, hidden)
             for index in range(max(unfinished) + 1):
                 targets = [name for name, layer in layer_of.items() if layer == index]
-                found = matrices(decoder.load(index), f"{decoder.path}.{index}.", targets, checkpoint.names)
+                prefix = f"{decoder.path}.{index}." if index < len(decoder.layers) else ""
+                found = matrices(decoder.load(index), prefix, targets, checkpoint.names)
                 watch = Watch(found if index in unfinished else ())
                 with watch:
                     _compute(decoder, index, hidden)
@@ -174,11 +175,9 @@ def _quantize_layer(
     result = {}
     for hessian, members in _by_statistics(found, hessians, said["notes"]):
         names = [name for matrix in members for name in matrix.rows]
-        if dead := hessian.dead:
-            said["notes"].append(
-                f"{', '.join(names)}: {len(dead)} input channels are 0 in all of the text, the first {dead[0]}; their "
-                f"weights were rounded"
-            )
+        with naming(names[0]):
+            hessian.require_finite()
+        said["notes"] += _notes_on_channels(", ".join(names), hessian)
         parts = [matrix.weights[rows] for matrix in members for rows in matrix.rows.values()]
         with naming(names[0]):
             weights = torch.cat(parts)
@@ -195,6 +194,23 @@ def _quantize_layer(
             said["outputs"][name] = (_energy(change, hessian.sum) / max(_energy(part, hessian.sum), 1e-30)) ** 0.5
             bar.update(part.numel())
     state.write(index, result, said)
+
+
+def _notes_on_channels(names: str, hessian: Hessian) -> list[str]:
+    """What of the text makes the statistics singular, and what was done."""
+    notes = []
+    if dead := hessian.dead:
+        notes.append(
+            f"{names}: {len(dead)} input channels are 0 in all of the text, the first {dead[0]}; their weights were "
+            f"rounded"
+        )
+    if repeated := hessian.repeated:
+        channel, earlier = repeated[0]
+        notes.append(
+            f"{names}: {len(repeated)} input channels are multiples of others in all of the text, the first {channel} "
+            f"of {earlier}; what keeps them apart is the 1% of its mean diagonal that is added to every H"
+        )
+    return notes
 
 
 def _energy(weights: torch.Tensor, hessian: torch.Tensor) -> float:

@@ -126,7 +126,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     expert.add_argument(
         "--output-tensor-type",
         metavar="TYPE",
-        help=f"the same (default {DEFAULT_EMBEDDING_TYPE}); tied embeddings are written twice if this differs",
+        help=f"the same (default {DEFAULT_EMBEDDING_TYPE}); tied embeddings are written twice if this differs; with "
+        "--calibrate also the --outtype, if the model has an output of its own",
     )
     expert.add_argument(
         "--tensor-type",
@@ -285,12 +286,7 @@ def _convert(args: argparse.Namespace, source: Source) -> Conversion:
     return convert(
         source,
         args.outfile,
-        types=TypeChoice(
-            args.token_embedding_type and parse_type(args.token_embedding_type),
-            args.output_tensor_type and parse_type(args.output_tensor_type),
-            tuple(parse_override(text) for text in args.tensor_type),
-            args.outtype and parse_outtype(args.outtype),
-        ),
+        types=_types_of(args),
         regrid=args.regrid,
         calibration=_calibration_of(args),
         model_name=args.model_name,
@@ -300,6 +296,19 @@ def _convert(args: argparse.Namespace, source: Source) -> Conversion:
         verify=not args.no_verify,
         dry_run=args.dry_run,
         progress=sys.stderr.isatty() and not args.quiet,
+    )
+
+
+def _types_of(args: argparse.Namespace) -> TypeChoice:
+    outtype = args.outtype and parse_outtype(args.outtype)
+    # the head can be calibrated like the layers
+    head = bool(args.calibrate and outtype and (args.output_tensor_type or "").lower() == outtype)
+    return TypeChoice(
+        args.token_embedding_type and parse_type(args.token_embedding_type),
+        parse_type(args.output_tensor_type) if args.output_tensor_type and not head else None,
+        tuple(parse_override(text) for text in args.tensor_type),
+        outtype,
+        head=head,
     )
 
 

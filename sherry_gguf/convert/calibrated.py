@@ -15,7 +15,7 @@ from sherry_gguf.calibrate.layers import Calibrated, calibrate
 from sherry_gguf.calibrate.state import State
 from sherry_gguf.calibrate.text import read_windows
 from sherry_gguf.checkpoint import Checkpoint, Source
-from sherry_gguf.convert.model import Job
+from sherry_gguf.convert.model import LM_HEAD, Job, has_own_head
 from sherry_gguf.convert.plan import Layer, Plan, look_at_layers
 from sherry_gguf.convert.type_choice import DEFAULT_EMBEDDING_TYPE, TypeChoice
 from sherry_gguf.errors import SherryError, Way
@@ -59,15 +59,18 @@ def require_type(types: TypeChoice) -> TensorType:
     return asked
 
 
-def calibrated_plan(checkpoint: Checkpoint, source: Source, asked: TensorType) -> Plan:
+def calibrated_plan(checkpoint: Checkpoint, source: Source, asked: TensorType, head: bool = False) -> Plan:
     """Every linear layer of the decoder whose rows are whole blocks; the others are kept in a stock type.
 
-    Raises SherryError for a checkpoint that needs no calibration, being Sherry, and for one without such layers.
+    head: the output is one of them. Raises SherryError for a checkpoint that needs no calibration, being Sherry, for
+    one without such layers, and for a head that cannot be one.
     """
     looks = look_at_layers(checkpoint, source)
     trained = [name for name, look in looks.items() if look.family is Family.SHERRY]
     if source.granularity or checkpoint.declared_granularity() or trained:
         raise SherryError(f"{checkpoint.path}: was trained as Sherry, and is exact as it is", Way.NO_CALIBRATION)
+    if any(look.family is Family.TWO_PLANES for look in looks.values()):
+        raise SherryError(f"{checkpoint.path}: has two planes already, and is exact as it is", Way.NO_CALIBRATION)
     if foreign := [name for name, look in looks.items() if look.family not in (Family.FLOAT, Family.SPARSE)]:
         raise refusal.foreign_weights(str(checkpoint.path), looks, foreign)
     shapes = {name: checkpoint.info(name).shape for name in looks}
@@ -79,8 +82,24 @@ def calibrated_plan(checkpoint: Checkpoint, source: Source, asked: TensorType) -
             f"{asked.block}, which {asked.name} needs; the first is {name}, of shape {list(shape)}"
         )
     stock = frozenset(shapes) - frozenset(fitting)
+    if head:
+        fitting.append(_head(checkpoint, asked))
     layers = {name: Layer("calibrated", asked.block, ("consecutive",)) for name in fitting}
     return Plan(layers, Granularity("per_group", asked.block), stock=stock)
+
+
+def _head(checkpoint: Checkpoint, asked: TensorType) -> str:
+    if not has_own_head(checkpoint):
+        raise SherryError(
+            f"{checkpoint.path}: its output is its embedding; calibrated is only one of its own",
+            Way.OUTPUT_TYPE,
+        )
+    if (row := checkpoint.info(LM_HEAD).shape[-1]) % asked.block:
+        raise SherryError(
+            f"{LM_HEAD}: rows of {row} weights are no multiple of {asked.block}, which {asked.name} needs",
+            Way.OUTPUT_TYPE,
+        )
+    return LM_HEAD
 
 
 def calibration_job(checkpoint: Checkpoint, source: Source, types: TypeChoice, calibration: Calibration) -> Job:
@@ -88,7 +107,7 @@ def calibration_job(checkpoint: Checkpoint, source: Source, types: TypeChoice, c
     a checkpoint that needs no calibration or cannot get one.
     """
     asked = require_type(types)
-    plan = calibrated_plan(checkpoint, source, asked)
+    plan = calibrated_plan(checkpoint, source, asked, types.head)
     windows = read_windows(calibration.text, checkpoint, calibration.tokens, calibration.seed)
     provenance: dict[str, str | int] = {
         f"{KEY}.text_sha256": windows.sha256,

@@ -77,7 +77,8 @@ class TypeChoice:
 
     The embedding's and the output's own option wins over ``overrides``, of which the first that matches counts, and
     these win over ``outtype``, which is for the Sherry layers alone: without it each gets the first of DEFAULT_TYPES
-    that holds it. ``layers`` is their type where they are not ternary, so that none holds them.
+    that holds it. ``head``: the output is one of them. ``layers`` is their type where they are not ternary, so that
+    none holds them.
     """
 
     token_embedding: str | None = None
@@ -85,6 +86,7 @@ class TypeChoice:
     overrides: Sequence[tuple[str, str]] = ()
     outtype: str | None = None
     layers: str | None = None
+    head: bool = False
 
     @property
     def asked(self) -> TensorType | None:
@@ -119,7 +121,7 @@ class TypeChoice:
         for pattern, type_name in self.overrides:
             if re.search(pattern, name):
                 return type_name
-        if name in (TOKEN_EMBEDDING, OUTPUT):
+        if name == TOKEN_EMBEDDING or (name == OUTPUT and not self.head):
             return DEFAULT_EMBEDDING_TYPE
         return (self.layers or self.asked or SHERRY) if is_sherry else None
 

@@ -64,6 +64,35 @@ def test_the_factor_is_that_of_the_damped_inverse():
     assert torch.allclose(upper.T @ upper @ expected, torch.eye(128, dtype=torch.float64), atol=1e-8)
 
 
+def singular(why: str) -> Hessian:
+    """Statistics of 256 channels that have no inverse before they are damped."""
+    if why == "fewer tokens than channels":
+        return inputs(40, 256)
+    torch.manual_seed(8)
+    hessian, seen = Hessian(256, torch.device("cpu")), torch.randn(600, 256)
+    seen[:, 17], seen[:, 200] = seen[:, 3], -4 * seen[:, 140]
+    if why == "multiples, and one that is dead":
+        seen[:, 90] = 0
+    hessian.add(seen)
+    return hessian
+
+
+@pytest.mark.parametrize("why", ["fewer tokens than channels", "multiples", "multiples, and one that is dead"])
+def test_statistics_that_are_singular(why):
+    """They are damped like all others: there is a factor, and with it less is lost than by rounding."""
+    hessian, weights = singular(why), torch.randn(64, 256) * 0.02
+    assert torch.linalg.matrix_rank(hessian.sum.double(), rtol=1e-6) < 255
+    assert hessian.repeated == ([(17, 3), (200, 140)] if "multiples" in why else [])
+    assert hessian.dead == ([90] if "dead" in why else [])
+    statistics = damped(hessian.sum)
+    upper = upper_factor(statistics)
+    assert torch.allclose(upper.T @ upper @ statistics, torch.eye(256, dtype=torch.float64), atol=1e-7)
+    fed_back = refit(feedback.quantize(weights, upper, 2), weights, statistics)
+    fed_back.require_fit()
+    rounded = feedback.quantize(weights, rounding(256), 2)
+    assert loss(weights, fed_back, hessian) < 0.85 * loss(weights, rounded, hessian)
+
+
 @pytest.mark.parametrize("planes", [1, 2])
 def test_codes_nearest_to_a_block(planes):
     torch.manual_seed(3)

@@ -137,6 +137,58 @@ def test_dead_channels_are_named(random_checkpoint, tmp_path):
     assert "1 input channels are 0 in all of the text, the first 3" in note
 
 
+def test_repeated_channels_are_named(random_checkpoint, tmp_path):
+    """Two rows of gate and of up are the same, so that down is handed one channel twice."""
+
+    def twice(state):
+        for name in ("mlp.gate_proj", "mlp.up_proj"):
+            weights = state[f"model.layers.0.{name}.weight"]
+            weights[9] = weights[5]
+
+    model = spoil(random_checkpoint("Llama", **SMALL), tmp_path / "m", twice)
+    result = calibrated(model, tmp_path / "x")
+    assert result.notes == [
+        "model.layers.0.mlp.down_proj.weight: 1 input channels are multiples of others in all of the text, the first 9 "
+        "of 5; what keeps them apart is the 1% of its mean diagonal that is added to every H"
+    ]
+    assert result.outputs["model.layers.0.mlp.down_proj.weight"] < 0.5
+
+
+def test_fewer_tokens_than_channels(random_checkpoint, tmp_path):
+    result = calibrated(random_checkpoint("Llama", **SMALL), tmp_path / "x", tokens=128)
+    assert max(result.outputs.values()) < 0.5
+    assert result.notes == []  # it is said once, for all layers
+
+
+def test_an_expert_that_no_token_came_to(random_checkpoint, tmp_path):
+    """It is quantized all the same, by the statistics of the others, and named."""
+
+    def never(state):
+        router = state["model.layers.1.mlp.gate.weight"]
+        router[1], router[2:] = -router[0], 0  # of the first two one is above 0
+
+    model = random_checkpoint("Qwen3Moe", **SMALL, num_experts=4, num_experts_per_tok=1)
+    result = calibrated(spoil(model, tmp_path / "m", never), tmp_path / "x")
+    for expert in (2, 3):
+        names = [f"model.layers.1.mlp.experts.{expert}.{part}_proj.weight" for part in ("gate", "up", "down")]
+        said = " ".join(note for note in result.notes if names[0] in note)
+        assert f"{names[0]}, {names[1]}: 0 tokens of the text came to this expert, fewer than the 128 weights" in said
+        assert "it was quantized by the statistics of all 1024 that came to its layer's" in said
+        assert max(result.weights[name] for name in names) < 0.5
+
+
+def test_inputs_whose_squares_are_no_numbers(random_checkpoint, tmp_path):
+    def huge(state):
+        state["model.layers.1.post_attention_layernorm.weight"] *= 1e10
+
+    model = spoil(random_checkpoint("Llama", **SMALL), tmp_path / "m", huge)
+    with refused(
+        r"model.layers.1.mlp.down_proj.weight: its inputs are so large that float32 does not hold the sum of their "
+        r"squares over 1,024 tokens of the text; the model overflows there, as it would with other text$"
+    ):
+        calibrated(model, tmp_path / "x")
+
+
 def test_activations_that_are_no_numbers(random_checkpoint, tmp_path):
     def nan(state):
         state["model.layers.1.mlp.down_proj.weight"][0, 0] = torch.nan

@@ -7,15 +7,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from reading import field, tensors_of, values_of
 from refusals import refused
 from remaking import remake
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from sherry_gguf.calibrate.text import read_windows
+from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.cli import main
 from sherry_gguf.convert import TypeChoice, convert, verify
 from sherry_gguf.convert.calibrated import Calibration
 from sherry_gguf.errors import SherryError
+from sherry_gguf.formats.sherry_2p import SHERRY_2P
+from sherry_gguf.weights.two_planes import round_planes
 
 pytestmark = pytest.mark.usefixtures("pinned_gguf")
 
@@ -64,6 +70,40 @@ def test_two_planes(random_checkpoint, on, family, tmp_path):
     assert error == pytest.approx(found.losses["model.layers.1.mlp.down_proj.weight"], rel=1e-4)
     one = convert(directory, tmp_path / "1.gguf", types=TypeChoice(outtype="sherry"), calibration=on)
     assert max(found.losses.values()) < min(one.losses.values())
+
+
+def test_the_head_too(random_checkpoint, heldout_text, tmp_path, capsys):
+    """On the last hidden states: its outputs on the text are nearer to the float head's than by rounding."""
+    model = random_checkpoint("Llama", **SMALL, tie_word_embeddings=False)
+    out = tmp_path / "x.gguf"
+    line = ["convert", str(model), "--outtype", "sherry_2p", "--output-tensor-type", "sherry_2p", "--outfile", str(out)]
+    assert main([*line, "--calibrate", str(heldout_text), "--calibrate-tokens", "1024"]) == 0
+    assert "verified: 15 SHERRY_2P tensors" in capsys.readouterr().out
+    tensors = tensors_of(out)
+    assert tensors["token_embd.weight"].tensor_type.name == "Q8_0"
+    head = load_file(model / "model.safetensors")["lm_head.weight"].float()
+    states = hidden_states(model, read_windows(heldout_text, Checkpoint(model), 1024, seed=0).tokens)
+    change = torch.from_numpy(SHERRY_2P.dequantize(tensors["output.weight"].data)) - head
+    rounded = torch.from_numpy(SHERRY_2P.dequantize(round_planes(head.numpy()))) - head
+    assert 0.05 < change.norm() / head.norm() < 0.4
+    assert (states @ change.T).norm() < 0.8 * (states @ rounded.T).norm()
+
+
+def hidden_states(model, windows):
+    """float32[tokens, hidden]: what the head of a model multiplies with."""
+    with torch.inference_mode():
+        whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        return whole.model(windows).last_hidden_state.flatten(0, 1)
+
+
+def test_a_head_that_cannot_be_calibrated(plain, on, random_checkpoint, tmp_path):
+    two = replace(TWO, head=True)
+    tied = random_checkpoint("Llama", **SMALL, tie_word_embeddings=True)
+    with refused(r"its output is its embedding; calibrated is only one of its own; choose another .*-tensor-type"):
+        convert(tied, tmp_path / "x.gguf", types=two, calibration=on)
+    narrow = random_checkpoint("Llama", hidden_size=96, intermediate_size=256, head_dim=32, tie_word_embeddings=False)
+    with refused(r"lm_head.weight: rows of 96 weights are no multiple of 128, which SHERRY_2P needs; choose another"):
+        convert(narrow, tmp_path / "x.gguf", types=two, calibration=on)
 
 
 def test_rows_that_are_no_whole_blocks(random_checkpoint, on, tmp_path):
