@@ -34,8 +34,10 @@ from sherry_gguf.convert.regridded import is_regridded, regridded
 from sherry_gguf.errors import SherryError, Way
 from sherry_gguf.files.gguf_file import open_gguf
 from sherry_gguf.parity import reference, runtime, scoring, weights
+from sherry_gguf.parity.calibrated import is_calibrated, read_chosen
 from sherry_gguf.parity.findings import Findings, Limits, Step, TokenCheck
 from sherry_gguf.weights import channel_order
+from sherry_gguf.weights.compare import WeightCheck
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -65,6 +67,9 @@ def parity(
 ) -> Findings:
     """Compare ``gguf`` with the checkpoint it was made from, on a text in UTF-8.
 
+    Of a calibrated file PyTorch gets the very weights of its Sherry layers: what is compared is the runtime, and not
+    what calibration changed. The causes stay together then.
+
     ctx_size   tokens per chunk, each evaluated by itself; the second half of each is scored
     gpu_layers how many layers llama.cpp computes on a GPU, if it was built for one
     split      let the causes in one by one, which takes two more files in the temporary directory: one of 4 bytes
@@ -83,9 +88,12 @@ def parity(
         raise SherryError(f"{gguf}: no such file")
     open_gguf(gguf).require_whole()
     checkpoint = source.open()
-    plan = make_plan(checkpoint, source)
+    with remote_code(source.trust_remote_code):
+        chosen = read_chosen(gguf, checkpoint, source) if is_calibrated(gguf) else None
+        plan = chosen.plan if chosen else make_plan(checkpoint, source)
     if is_regridded(gguf):
         plan = regridded(plan, checkpoint)
+    split = split and chosen is None  # the files on the way would have the checkpoint's weights
     tokens = reference.tokenize(checkpoint, _read(text))
     chunks = scoring.cut(tokens.tokens, ctx_size, tokens.bos, max_chunks)
     if len(chunks) == 0:
@@ -93,11 +101,11 @@ def parity(
 
     token_check = TokenCheck.of(tokens.tokens, runtime.tokenize(build.program("llama-tokenize"), gguf, text))
     with remote_code(source.trust_remote_code):
-        weight_check = weights.check(gguf, checkpoint, plan)
+        weight_check = weights.check(gguf, checkpoint, plan) if chosen is None else WeightCheck()
         kept = weights.other_types(gguf, checkpoint, plan) if split else ()
     first = scoring.first_scored(ctx_size)
     on_gpu = ("-ngl", str(gpu_layers)) if gpu_layers else ()
-    in_torch = reference.load(checkpoint, plan, threads=threads)
+    in_torch = reference.load(checkpoint, plan, chosen=chosen.weights if chosen else None, threads=threads)
     with _stages(source, gguf, kept, split, bool(plan.moved)) as stages, ExitStack() as stack:
         program = build.program("sherry-logits")
         in_runtime = [
@@ -125,6 +133,7 @@ def parity(
         steps=tuple(Step(stage.cause, meter.result()) for stage, meter in zip(stages, meters, strict=True)),
         limits=limits,
         lossy_layers=sum(layer.source == "lossy" for layer in plan.layers.values()),
+        calibrated=chosen.changes if chosen else None,
     )
 
 

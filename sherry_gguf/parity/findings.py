@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,6 +60,7 @@ class Findings:
     """Everything one comparison found out. ``steps`` lead from PyTorch to the file, which is the last one.
 
     lossy_layers: how many layers the reference has quantized, as they are no Sherry layers in the checkpoint
+    calibrated: layer -> |w_q - w| / |w| of those for which the reference has the weights of the file
     """
 
     model: str
@@ -71,6 +73,7 @@ class Findings:
     steps: tuple[Step, ...]
     limits: Limits
     lossy_layers: int = 0
+    calibrated: Mapping[str, float] | None = None
 
     @property
     def total(self) -> Divergence:
@@ -111,7 +114,13 @@ class Findings:
     def notes(self) -> list[str]:
         """One line for each thing to know that is no failure."""
         notes = []
-        if self.weights.tensors == 0:
+        if self.calibrated:
+            notes.append(
+                f"the file was calibrated: PyTorch runs with the file's own weights in {len(self.calibrated)} layers, "
+                f"which differ from the checkpoint's by {max(self.calibrated.values()):.1%} at most (|w_q - w| / |w|); "
+                f"what is compared is the runtime alone"
+            )
+        elif self.weights.tensors == 0:
             notes.append("the file has no SHERRY tensor; nothing to compare bit by bit")
         if self.lossy_layers:
             notes.append(

@@ -6,7 +6,7 @@ and stacks tensors of some architectures (the experts of Qwen3-MoE) while it loa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,23 @@ F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
 
-def trained_weights(checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = False) -> dict[str, torch.Tensor]:
+def trained_weights(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    *,
+    fp16_scales: bool = False,
+    chosen: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, torch.Tensor]:
     """All tensors of the checkpoint in float32, Sherry layers as the trained forward has them: sign * alpha, or 0.
 
     fp16_scales: alpha rounded as in a GGUF, to tell what that rounding alone does.
+    chosen: the weights of calibrated layers, which the checkpoint does not have.
     """
     tensors = {}
     for name in checkpoint.names:
+        if chosen and name in chosen:
+            tensors[name] = chosen[name]
+            continue
         tensor, layer = checkpoint.load(name), plan.layers.get(name)
         if layer is not None:
             with naming(name):
@@ -44,7 +54,13 @@ def trained_weights(checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = F
     return tensors
 
 
-def open_trained(checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = False) -> Any:
+def open_trained(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    *,
+    fp16_scales: bool = False,
+    chosen: Mapping[str, torch.Tensor] | None = None,
+) -> Any:
     """transformers' model of the checkpoint in float32, for evaluation, with the weights of ``trained_weights``.
 
     Takes 4 bytes of memory a weight, twice while it loads. Raises SherryError for an architecture that transformers
@@ -58,7 +74,7 @@ def open_trained(checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = Fals
             config.attention_bias = config.mlp_bias = True
         with torch.device("meta"):
             model_class = type(AutoModelForCausalLM.from_config(config))
-    tensors = trained_weights(checkpoint, plan, fp16_scales=fp16_scales)
+    tensors = trained_weights(checkpoint, plan, fp16_scales=fp16_scales, chosen=chosen)
     if is_first_bitnet(checkpoint.config):
         tensors = {_in_transformers(name): tensor for name, tensor in tensors.items()}
     with transformers_errors(checkpoint.path, "does not fit its config.json"):
@@ -72,13 +88,18 @@ def open_trained(checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = Fals
 
 
 def load(
-    checkpoint: Checkpoint, plan: Plan, *, fp16_scales: bool = False, threads: int | None = None
+    checkpoint: Checkpoint,
+    plan: Plan,
+    *,
+    fp16_scales: bool = False,
+    chosen: Mapping[str, torch.Tensor] | None = None,
+    threads: int | None = None,
 ) -> Callable[[I32], F32]:
     """A function from the tokens of a chunk, int32[n], to its logits, float32[n, n_vocab], by ``open_trained``.
 
     threads: PyTorch's, of the whole process; None leaves them.
     """
-    model = open_trained(checkpoint, plan, fp16_scales=fp16_scales)
+    model = open_trained(checkpoint, plan, fp16_scales=fp16_scales, chosen=chosen)
     if threads is not None:
         torch.set_num_threads(threads)
 
