@@ -49,10 +49,10 @@ def main() -> None:
     tools = Tools(args.work, llama_cpp.find_build())
     plain = tools.make("F32.gguf", "llama-quantize", "--allow-requantize", args.model, "{}", "F32")
     imatrix = ["-m", plain, "-f", text, "-c", CONTEXT, "--chunks", args.imatrix_chunks, "-o", "{}"]
-    importance = tools.make("imatrix.gguf", "llama-imatrix", *imatrix)
     measured = ["-f", texts.held_out, "-c", CONTEXT, "--chunks", args.chunks]
     logits = tools.make("logits", "llama-perplexity", "-m", plain, *measured, "--kl-divergence-base", "{}")
     files = [*args.files]
+    importance = tools.make("imatrix.gguf", "llama-imatrix", *imatrix) if args.types else None
     files += [tools.make(f"{t}.gguf", "llama-quantize", "--imatrix", importance, plain, "{}", t) for t in args.types]
     speeds = tools.speeds(files, args.rounds) if args.rounds else {}
     print("| file | types of the linear layers | bits | bytes | perplexity | KLD | top-1 | pp256 | tg64 |")

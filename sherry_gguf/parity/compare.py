@@ -14,6 +14,7 @@ such files differ by that noise twice, although both are equally near to PyTorch
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
@@ -68,7 +69,7 @@ def parity(
     """Compare ``gguf`` with the checkpoint it was made from, on a text in UTF-8.
 
     Of a calibrated file PyTorch gets the very weights of its Sherry layers: what is compared is the runtime, and not
-    what calibration changed. The causes stay together then.
+    what calibration changed. The F32 twin then is the file itself, dequantized with its embedding and output.
 
     ctx_size   tokens per chunk, each evaluated by itself; the second half of each is scored
     gpu_layers how many layers llama.cpp computes on a GPU, if it was built for one
@@ -93,7 +94,6 @@ def parity(
         plan = chosen.plan if chosen else make_plan(checkpoint, source)
     if is_regridded(gguf):
         plan = regridded(plan, checkpoint)
-    split = split and chosen is None  # the files on the way would have the checkpoint's weights
     tokens = reference.tokenize(checkpoint, _read(text))
     chunks = scoring.cut(tokens.tokens, ctx_size, tokens.bos, max_chunks)
     if len(chunks) == 0:
@@ -102,11 +102,15 @@ def parity(
     token_check = TokenCheck.of(tokens.tokens, runtime.tokenize(build.program("llama-tokenize"), gguf, text))
     with remote_code(source.trust_remote_code):
         weight_check = weights.check(gguf, checkpoint, plan) if chosen is None else WeightCheck()
-        kept = weights.other_types(gguf, checkpoint, plan) if split else ()
+        kept = weights.other_types(gguf, checkpoint, plan) if split and chosen is None else ()
     first = scoring.first_scored(ctx_size)
     on_gpu = ("-ngl", str(gpu_layers)) if gpu_layers else ()
     in_torch = reference.load(checkpoint, plan, chosen=chosen.weights if chosen else None, threads=threads)
-    with _stages(source, gguf, kept, split, bool(plan.moved)) as stages, ExitStack() as stack:
+    with ExitStack() as stack:
+        if split and chosen:
+            stages = stack.enter_context(_stages_of_one_file(build, gguf))
+        else:
+            stages = stack.enter_context(_stages(source, gguf, kept, split, bool(plan.moved)))
         program = build.program("sherry-logits")
         in_runtime = [
             stack.enter_context(
@@ -166,6 +170,22 @@ def _stages(
             _Stage("F16 KV cache", twin),
             _Stage("8-bit activations", plain),
             _Stage("other types", gguf),
+        ]
+
+
+@contextmanager
+def _stages_of_one_file(build: llama_cpp.Build, gguf: Path) -> Generator[list[_Stage], None, None]:
+    """Those on the way to a calibrated file, whose weights no conversion of the checkpoint gives again."""
+    with tempfile.TemporaryDirectory(prefix="sherry-parity-") as directory:
+        twin = Path(directory, "f32.gguf")
+        command = [str(build.program("llama-quantize")), "--allow-requantize", str(gguf), str(twin), "F32"]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+        if done.returncode != 0:
+            raise SherryError(f"{command[0]} failed with status {done.returncode}: {runtime.last_words(done.stderr)}")
+        yield [
+            _Stage("types of embedding and output", twin, ("--kv-f32",)),
+            _Stage("F16 KV cache", twin),
+            _Stage("8-bit activations", gguf),
         ]
 
 

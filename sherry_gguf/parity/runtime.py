@@ -93,7 +93,7 @@ class _Program:
     def _fail(self) -> None:
         status = self._process.wait()
         self._log.seek(0)
-        raise SherryError(f"{self._name} failed with status {status}: {_last_words(self._log.read())}")
+        raise SherryError(f"{self._name} failed with status {status}: {last_words(self._log.read())}")
 
 
 def tokenize(program: Path, model: Path, text: Path) -> I32:
@@ -105,10 +105,11 @@ def tokenize(program: Path, model: Path, text: Path) -> I32:
     command = [str(program), "-m", str(model), "-f", str(text), *options]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
     if done.returncode != 0:
-        raise SherryError(f"{program} failed with status {done.returncode}: {_last_words(done.stderr)}")
+        raise SherryError(f"{program} failed with status {done.returncode}: {last_words(done.stderr)}")
     return np.array(json.loads(done.stdout), dtype=np.int32)
 
 
-def _last_words(stderr: bytes) -> str:
+def last_words(stderr: bytes) -> str:
+    """What a program that failed said at its end, in one line."""
     lines = [line.strip() for line in stderr.decode(errors="replace").splitlines() if line.strip()]
     return " | ".join(lines[-3:]) or "without a word"
