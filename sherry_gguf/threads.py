@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import numpy as np
@@ -16,8 +16,7 @@ T = TypeVar("T")
 _PART = 1 << 16  # weights
 _MOST = 8  # by default: more wait for memory, and for each other
 
-_pool: ThreadPoolExecutor | None = None
-_worker = threading.local()
+_its = threading.local()  # pool: that of the thread which asked for one; the pool's own threads have none
 
 
 def processors() -> int:
@@ -27,22 +26,14 @@ def processors() -> int:
 
 @contextmanager
 def threads(count: int | None = None) -> Iterator[None]:
-    """Let ``in_parts`` use so many threads meanwhile; by default one for each processor, and 8 at most."""
-    global _pool
+    """Let ``in_parts`` of this thread use so many meanwhile; by default one for each processor, and 8 at most."""
     count = min(processors(), _MOST) if count is None else count
-    before = _pool
-    if count == 1:
-        _pool = None
+    before: ThreadPoolExecutor | None = getattr(_its, "pool", None)
+    with nullcontext() if count == 1 else ThreadPoolExecutor(count) as _its.pool:
         try:
             yield
         finally:
-            _pool = before
-        return
-    with ThreadPoolExecutor(count) as _pool:
-        try:
-            yield
-        finally:
-            _pool = before
+            _its.pool = before
 
 
 def rows_of(row_length: int) -> int:
@@ -56,13 +47,13 @@ def in_parts(work: Callable[[int, int], T], length: int, step: int) -> list[T]:
     Of several errors that of the first part is raised, whoever was faster. NumPy's handling of errors is the caller's.
     """
     parts = [(start, min(start + step, length)) for start in range(0, length, step)]
-    if _pool is None or len(parts) < 2 or getattr(_worker, "is_one", False):
+    pool: ThreadPoolExecutor | None = getattr(_its, "pool", None)
+    if pool is None or len(parts) < 2:
         return [work(*part) for part in parts]
     handling = np.geterr()
 
     def work_alike(part: tuple[int, int]) -> T:
-        _worker.is_one = True  # it would wait for itself in another in_parts
         with np.errstate(**handling):
             return work(*part)
 
-    return list(_pool.map(work_alike, parts))
+    return list(pool.map(work_alike, parts))

@@ -47,6 +47,27 @@ def test_parts_of_parts_wait_for_nobody():
         ]
 
 
+def test_two_conversions_at_once_have_threads_of_their_own():
+    """Of two contexts that overlap the first to begin ends first: neither takes or leaves the other's threads."""
+    second_began, first_ended = threading.Event(), threading.Event()
+    found = []
+
+    def second():
+        with threads(2):
+            second_began.set()
+            assert first_ended.wait(60)
+            found.append(in_parts(lambda start, stop: start, 2, 1))
+        found.append(in_parts(lambda start, stop: start, 2, 1))
+
+    other = threading.Thread(target=second)
+    with threads(2):
+        other.start()
+        assert second_began.wait(60)
+    first_ended.set()
+    other.join(60)
+    assert [*found, in_parts(lambda start, stop: start, 2, 1)] == [[0, 1]] * 3
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_numpy_warns_as_it_does_outside(count):
     def overflow(start, stop):
