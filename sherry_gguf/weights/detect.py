@@ -82,7 +82,7 @@ def detect(weights: F32) -> Look:
 
 def _is_two_planes(weights: F32) -> bool:
     """float32[rows, k] -> is almost every weight of it what SHERRY_2P's blocks would give back?"""
-    if weights.shape[1] % SHERRY_2P.block:
+    if not weights.size or weights.shape[1] % SHERRY_2P.block:
         return False
     return SHERRY_2P.count_wrong(weights) <= (1 - MOST_GROUPS) * weights.size
 

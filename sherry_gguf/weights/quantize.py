@@ -170,7 +170,8 @@ def _quantize_part(w: F32, codes: U8, sums: F64) -> _Part:
     # float64 sums of float32 magnitudes are exact unless these span more than 2**22: the order does not matter
     pieces = (sums.size, -1)
     sums[:] = np.einsum("ij->i", np.abs(w).reshape(pieces), dtype=np.float64)
-    sums -= np.einsum("ij->i", smallest[: codes.size].reshape(pieces), dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # infinity less infinity, which is refused by name later
+        sums -= np.einsum("ij->i", smallest[: codes.size].reshape(pieces), dtype=np.float64)
 
     tied = np.flatnonzero(codes >= _TIED)
     codes[tied] ^= _TIED
@@ -205,6 +206,8 @@ def quantize(
 
     codes = np.empty((rows, k // GROUP), dtype=np.uint8)
     sums = np.empty((rows, k // piece), dtype=np.float64)
+    if not rows:
+        return Quantized(codes, sums.astype(np.float32), 0, grid)
 
     def part(start: int, stop: int) -> _Part:
         w = np.ascontiguousarray(to_fours(floats(weights[start:stop]), grid)).reshape(-1)

@@ -59,6 +59,7 @@ def test_two_planes(floats):
     assert detect((sums.view(np.uint32) & 0xFFFF0000).view(np.float32)).family is not Family.TWO_PLANES
     sums[:, ::50] += 1e-3
     assert detect(sums).family is Family.FLOAT
+    assert detect(sums[:0]).family is Family.FLOAT
     assert detect(np.sign(floats) * np.float32(0.5)).family is Family.BINARY
 
 

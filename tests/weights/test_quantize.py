@@ -122,6 +122,22 @@ def test_a_weight_that_is_not_finite_is_refused(value):
         quantize(w)
 
 
+def test_infinite_groups_are_refused_without_a_warning():
+    weights = np.full((3, 256), 0.5, dtype=np.float32)
+    weights[1, 8:12] = np.inf
+    with (
+        np.errstate(invalid="raise"),
+        pytest.raises(SherryError, match=r"4 weights are not finite, .* row 1, group 2 "),
+    ):
+        quantize(weights)
+
+
+@pytest.mark.parametrize("granularity", [Granularity(), Granularity("per_channel"), Granularity("per_tensor")], ids=str)
+def test_a_matrix_without_rows(granularity):
+    found = quantize(np.empty((0, 256), dtype=np.float32), granularity)
+    assert (found.codes.shape, found.scales.shape, found.ties) == ((0, 64), (0, 2), 0)
+
+
 def test_shapes_that_cannot_be():
     with pytest.raises(SherryError, match="shape"):
         quantize(np.ones(128, dtype=np.float32))
