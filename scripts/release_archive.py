@@ -42,7 +42,10 @@ def make(out: Path, targets: list[str] | None, defines: list[str], jobs: int | N
         path = partial.replace(out / name)
     path.with_name(f"{name}.sha256").write_text(checksum, encoding="utf-8")
     needs = " and ".join(f"{library} {version}" for library, version in stamp["needs"].items())
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, needs {stamp['system']} with {needs}\n{checksum}", end="")
+    print(
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB, needs {stamp['system']}{needs and f' with {needs}'}\n{checksum}",
+        end="",
+    )
     return path
 
 

@@ -29,6 +29,7 @@ from sherry_gguf.files import system
 
 KEPT = 6  # directories kept of each kind, the last used ones; one is 20 MB (build) to 400 MB (work)
 PARTIAL = "partial-"  # names of what is not complete
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what writing to a full disk raises
 
 
 def cache_dir() -> Path:
@@ -89,7 +90,7 @@ def locked() -> Iterator[Path]:
         try:
             yield cache
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in FULL:
                 raise _unusable(cache, error.strerror) from None
             raise
 

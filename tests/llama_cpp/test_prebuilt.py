@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ import pytest
 
 from sherry_gguf.cli import main
 from sherry_gguf.llama_cpp import build, fetch, find_build, find_source, prebuilt, upstream
+from sherry_gguf.llama_cpp.builds import LAST
 from sherry_gguf.llama_cpp.upstream import PatchSet
 
 Change = Callable[[list[tarfile.TarInfo], dict[str, bytes]], None]
@@ -121,9 +123,14 @@ def test_a_newer_release_does_not_take_it_for_its_own(
     assert main(["build", "--prebuilt", str(archive)]) == 0
     newer = shutil.copytree(packed[1].root, tmp_path / "newer")
     (newer / "files/src/new.c").write_text("int new_one = 2;\n")
+    last = Path(os.environ["SHERRY_GGUF_CACHE"], LAST)
     monkeypatch.setattr(upstream, "PATCH_DIRS", (newer,))
     assert main(["which", "hello"]) == 1
     assert "run `sherry-gguf build`" in capsys.readouterr().err
+    last.write_text("{}")
+    assert main(["build", "--prebuilt", str(archive)]) == 1  # it is in the cache, and still of another release
+    assert "another llama.cpp or patch than this release's; run `sherry-gguf build`" in capsys.readouterr().err
+    assert last.read_text() == "{}"
 
 
 def refused(archive: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
@@ -203,7 +210,12 @@ def not_for_this_system(members: list[tarfile.TarInfo], contents: dict[str, byte
         (stamped(tree="source-0000"), "another llama.cpp or patch than this release's; run `sherry-gguf build`"),
         (stamped(system="VMS VAX"), "is for VMS VAX, and this is"),
         (stamped(targets=[]), "is no archive of a build"),
-        (stamped(targets="x"), "x does not start here"),
+        (stamped(targets="x"), "is no archive of a build"),
+        (stamped(targets=["x\0"]), "is no archive of a build"),
+        (stamped(targets=["../bin/hello"]), "is no archive of a build"),
+        (stamped(targets=["x"], needs={}), "runtime.tar.xz: its x does not start here"),
+        (stamped(targets=["x"], needs=[]), "is no archive of a build"),
+        (stamped(targets=["x"], needs=None), "is no archive of a build"),
         (without(prebuilt.STAMP), "is no archive of a build"),
         (not_for_this_system, "its hello does not start here"),
         (added("bin/../../x"), "a member that no build has: bin/../../x"),
@@ -239,3 +251,25 @@ def test_a_program_that_fails_says_what_it_says(archive: Path, capsys: pytest.Ca
 
     rewrite(archive, change)
     assert "its hello does not start here (libfoo.so.1: no such file)" in refused(archive, capsys)
+
+
+def test_a_program_that_says_no_utf8(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def change(members: list[tarfile.TarInfo], contents: dict[str, bytes]) -> None:
+        contents["bin/hello"] = b"#!/bin/sh\nprintf 'no \\377' >&2\nexit 1\n"
+
+    rewrite(archive, change)
+    assert "its hello does not start here (no " in refused(archive, capsys)
+
+
+def test_a_full_disk_is_not_the_archives_fault(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(shutil, "copyfileobj", full)
+        said = refused(archive, capsys)
+    assert "cannot write to the cache" in said
+    assert "No space left on device; set SHERRY_GGUF_CACHE" in said
+    assert main(["build", "--prebuilt", str(archive)]) == 0
