@@ -54,12 +54,17 @@ def is_calibrated(path: Path) -> bool:
 def read_chosen(path: Path, checkpoint: Checkpoint, source: Source) -> Chosen:
     """The calibrated layers of a file. Memory: these in float32, and a few tensors.
 
-    Raises SherryError for a file of another model: of other tensors, or whose weights are not near the checkpoint's.
+    Raises SherryError for a file of another model: of other tensors, or whose weights are not near the checkpoint's;
+    and for one that requantize has given other types.
     """
     llama_cpp.use_pinned_gguf()
     import gguf
 
     tensors = [t for t in open_gguf(path).tensors if t.ternary_type in (SHERRY, SHERRY_2P)]
+    if not tensors:
+        raise SherryError(
+            f"{path}: was calibrated, and has no tensor of SHERRY or SHERRY_2P now; compare the file that convert wrote"
+        )
     plan = calibrated_plan(checkpoint, source, SHERRY_2P, any(tensor.name == OUTPUT for tensor in tensors))
     names = list(plan.layers)
     marks: dict[str, Callable[[], torch.Tensor]] = {

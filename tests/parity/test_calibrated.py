@@ -13,6 +13,8 @@ from sherry_gguf.checkpoint import Checkpoint, Source
 from sherry_gguf.cli import run_command
 from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.convert.calibrated import Calibration
+from sherry_gguf.files.requantize import requantize
+from sherry_gguf.formats.q2_0 import Q2_0
 from sherry_gguf.parity.calibrated import is_calibrated, read_chosen
 from sherry_gguf.parity.compare import parity
 from sherry_gguf.parity.findings import Limits
@@ -102,3 +104,14 @@ def test_a_file_of_another_model(random_checkpoint, on, tmp_path):
     wider = random_checkpoint("Llama", **{**SMALL, "intermediate_size": 384})
     with refused(r"blk.0.ffn_down.weight has shape \[128, 256\], in .* it has \[128, 384\]; give the GGUF's own"):
         read_chosen(file, Checkpoint(wider), Source(wider))
+
+
+@pytest.mark.usefixtures("pinned_gguf")
+def test_a_file_whose_layers_have_another_type_now(random_checkpoint, on, tmp_path):
+    """PyTorch would run the float weights, and the difference look like the runtime's."""
+    model = random_checkpoint("Llama", **SMALL)
+    file = convert(model, tmp_path / "x.gguf", types=TypeChoice(outtype="sherry"), calibration=on).outfile
+    other = requantize(file, Q2_0, tmp_path / "other.gguf").outfile
+    assert is_calibrated(other)
+    with refused(r"other.gguf: was calibrated, and has no tensor of SHERRY or SHERRY_2P now; compare the file that "):
+        read_chosen(other, Checkpoint(model), Source(model))
