@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, help="where the addresses are, or go (default: WORK/sotu)")
     args = parser.parse_args()
     texts = sotu.fetch(args.texts or args.work / "sotu")
+    args.work.mkdir(parents=True, exist_ok=True)
     text = args.work / "calibration.txt"
     addresses = [json.loads(line)["text"] for line in texts.train.read_text(encoding="utf-8").splitlines()]
     text.write_text("\n".join(addresses)[-CHARACTERS:], encoding="utf-8")

@@ -175,7 +175,11 @@ def main() -> int:
 
     found = 0
     with tempfile.TemporaryDirectory() as scratch:
-        program = compiled(Path(scratch))
+        try:
+            program = compiled(Path(scratch))
+        except SherryError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         end = time.monotonic() + 60 * arguments.minutes
         numbers = (
             takewhile(lambda _: time.monotonic() < end, count())

