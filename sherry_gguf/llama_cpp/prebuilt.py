@@ -74,11 +74,11 @@ def unpack(cache: Path, archive: Path, sha256: str | None, tree_name: str) -> st
     tree_name: the patched tree that this release builds. Raises SherryError for a file that is another one, is of
     another release or system, has a member that it should not have, or whose programs do not start here.
     """
-    wanted = (sha256 or _beside(archive)).lower()
     try:
         found = sha256_of(archive)
     except OSError as error:
         raise SherryError(f"cannot read {archive}: {error.strerror}") from None
+    wanted = (sha256 or _beside(archive)).lower()
     if found != wanted:
         raise SherryError(
             f"{archive} has sha256 {found}, not {wanted}: it is damaged or another file, and was not used"

@@ -170,6 +170,9 @@ def test_a_damaged_archive(archive: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "is no archive of a build" in refused(archive, capsys)
     archive.unlink()
     assert f"cannot read {archive}" in refused(archive, capsys)
+    archive.with_name(f"{archive.name}.sha256").unlink()
+    assert f"cannot read {archive}: No such file or directory" in refused(archive, capsys)
+    assert "cannot read /: Is a directory" in refused(Path("/"), capsys)
 
 
 def stamped(**fields: object) -> Change:
