@@ -99,7 +99,7 @@ def _marked(layer: int, shape: tuple[int, ...]) -> torch.Tensor:
 def _sort(
     tensor: FileTensor, numbers: F32, names: list[str], checkpoint: Checkpoint, found: dict[str, torch.Tensor]
 ) -> None:
-    """Put the rows of a tensor of the file where they belong."""
+    """Put the rows of a tensor of the file where they belong; a layer may have them in several tensors."""
     shape = tuple(reversed(tensor.info.shape))
     k = shape[-1]
     if numbers.shape != shape:
@@ -113,8 +113,10 @@ def _sort(
     values = torch.from_numpy(np.concatenate([planes.weights for planes in tensor.chunks()]))
     layers, places = torch.from_numpy(rows[:, 0].astype(np.int64)), torch.from_numpy(rows[:, 1].astype(np.int64))
     for layer in layers.unique().tolist():
-        own = layers == layer
-        found[names[layer]] = values[own][places[own].argsort()]
+        name, own = names[layer], layers == layer
+        if name not in found:
+            found[name] = checkpoint.load(name).to(torch.float32, copy=True)
+        found[name][places[own]] = values[own]
 
 
 def _change(weights: torch.Tensor, stored: torch.Tensor) -> float:

@@ -13,8 +13,11 @@ from sherry_gguf.checkpoint import Checkpoint, Source
 from sherry_gguf.cli import run_command
 from sherry_gguf.convert import TypeChoice, convert
 from sherry_gguf.convert.calibrated import Calibration
+from sherry_gguf.files.gguf_file import open_gguf
 from sherry_gguf.files.requantize import requantize
 from sherry_gguf.formats.q2_0 import Q2_0
+from sherry_gguf.formats.sherry import SHERRY
+from sherry_gguf.parity import calibrated
 from sherry_gguf.parity.calibrated import is_calibrated, read_chosen
 from sherry_gguf.parity.compare import parity
 from sherry_gguf.parity.findings import Limits
@@ -115,3 +118,24 @@ def test_a_file_whose_layers_have_another_type_now(random_checkpoint, on, tmp_pa
     assert is_calibrated(other)
     with refused(r"other.gguf: was calibrated, and has no tensor of SHERRY or SHERRY_2P now; compare the file that "):
         read_chosen(other, Checkpoint(model), Source(model))
+
+
+def test_a_layer_that_upstream_splits(sherry_gguf_file):
+    """As it does with fused gate_up_proj of some architectures: the layer's rows are those of both tensors."""
+    tensors = {tensor.name: tensor for tensor in open_gguf(sherry_gguf_file).tensors}
+    up, gate = tensors["blk.0.ffn_up.weight"], tensors["blk.0.ffn_gate.weight"]
+    rows, k = 768, 256
+
+    class Fused(Checkpoint):
+        def __init__(self):
+            pass
+
+        def load(self, name):
+            return torch.zeros(2 * rows, k, dtype=torch.bfloat16)
+
+    found = {}
+    marked = calibrated._marked(0, (2 * rows, k)).numpy()
+    calibrated._sort(up, marked[rows:][::-1], ["gate_up_proj"], Fused(), found)
+    calibrated._sort(gate, marked[:rows], ["gate_up_proj"], Fused(), found)
+    values = [torch.from_numpy(SHERRY.dequantize(tensor.rows)) for tensor in (gate, up)]
+    assert torch.equal(found["gate_up_proj"], torch.cat([values[0], values[1].flip(0)]))
