@@ -372,23 +372,28 @@ def test_evidence_calibrated(repository, tiny_checkpoint, training_work):
 
 
 @pytest.mark.runtime
-def test_evidence_files(repository, runtime, sherry_gguf_file, training_work):
-    """Of types whose blocks fit: the fewer bits, the farther from the float model, which the file itself says again."""
+def test_evidence_files(repository, runtime, tiny_checkpoint, sherry_gguf_file, training_work):
+    """The fewer bits, the farther from the float model, which here are the latents; its own file says what it says."""
     text = json.loads((training_work / "sotu-train.jsonl").read_text(encoding="utf-8"))["text"]
     (training_work / "sotu-heldout.txt").write_text(text, encoding="utf-8")
-    arguments = [sherry_gguf_file, training_work, "--texts", training_work, "--files", sherry_gguf_file, "--chunks", 2]
-    arguments += ["--imatrix-chunks", 2, "--rounds", 1, "--types", "Q2_K", "Q4_0"]
+    plain, converter = training_work / "plain.gguf", runtime.source / "convert_hf_to_gguf.py"
+    command = [sys.executable, converter, tiny_checkpoint, "--outtype", "bf16", "--outfile", plain]
+    subprocess.run(command, check=True, capture_output=True)
+    arguments = [plain, training_work, "--texts", training_work, "--files", plain, sherry_gguf_file, "--chunks", 2]
+    arguments += ["--imatrix-chunks", 2, "--rounds", 1, "--types", "Q4_0", "Q2_K"]
     output = run(repository, "evidence_files.py", *arguments, "--prompt", "My fellow citizens,")
-    assert re.findall(r"^(\w+): My fellow citizens, \w.+$", output, re.M) == ["F32", "tiny", "Q2_K", "Q4_0"]
-    pattern = (
-        r"^\| (\w+) \| ([^|]+) \| ([\d.]+) \| ([\d,]+) \| ([\d.]+) \| ([\d.]+) ± [\d.]+ \| [\d.]+% \| \d+ \| \d+ \|$"
-    )
+    names = ["plain", "tiny", "Q4_0", "Q2_K"]
+    assert re.findall(r"^(\w+): My fellow citizens, \w.+$", output, re.M) == ["F32", *names]
+    number = r"([\d.,]+)"
+    pattern = rf"^\| (\w+) \| ([^|]+) \| {number} \| {number} \| {number} \| {number} ± .*% \| {number} \| {number} \|$"
     rows = {row[0]: row[1:] for row in re.findall(pattern, output, re.M)}
-    assert [*rows] == ["tiny", "Q2_K", "Q4_0"]
+    assert [*rows] == names
+    assert rows["plain"][:2] == ("100% BF16", "16.00")
     assert rows["tiny"][:2] == ("100% SHERRY", "1.38")
     assert int(rows["tiny"][2].replace(",", "")) == sherry_gguf_file.stat().st_size
     assert "Q2_K" in rows["Q2_K"][0]
-    assert float(rows["tiny"][4]) < 0.01 < float(rows["Q4_0"][4]) < float(rows["Q2_K"][4])
+    itself, ternary, four_bits, two_bits = (float(rows[name][4]) for name in names)
+    assert itself < 0.001 < four_bits < two_bits < ternary
 
 
 def test_pretrained(pinned_gguf, tiny_checkpoint, tmp_path):
