@@ -136,7 +136,7 @@ def main() -> int:
         models = [(path, False) for path in args.model or SHIPPED] + [(path, True) for path in plain]
         rates = speeds(types, args.shape, args.rounds, args.work)
         for checkpoint, is_plain in models:
-            files = Files(build, checkpoint, is_plain, args.work / "files")
+            files = Files(build, checkpoint, is_plain, args.work / ("plain-files" if is_plain else "files"))
             trained = "not trained as Sherry" if is_plain else "trained as Sherry"
             print(f"| {checkpoint.name}, {trained} | perplexity | mean KLD | 99.9% KLD | same top-1 % |")
             print("|---|---|---|---|---|", flush=True)
