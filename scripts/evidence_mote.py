@@ -148,7 +148,7 @@ def train(model: Path, out: Path, texts: Texts, steps: int, seed: int, *how: obj
     shutil.rmtree(out, ignore_errors=True)
     where = ["--model", model, "--data", texts.seen, "--eval-data", texts.scored, "--out", out]
     said = sherry_gguf("train", *where, "--max-steps", steps, "--seed", seed, *TRAIN, *how)
-    return re.findall(r"^held-out (perplexity [\d.]+)", said, re.MULTILINE)[-1]
+    return str(re.findall(r"^held-out (perplexity [\d.]+)", said, re.MULTILINE)[-1])
 
 
 def write(model: Path, stem: Path) -> dict[str, Path]:
@@ -162,7 +162,7 @@ def write(model: Path, stem: Path) -> dict[str, Path]:
 def compare(model: Path, file: Path, text: Path) -> str:
     """How far llama.cpp is from PyTorch; the command fails where that is more than rounding explains."""
     compared = file.with_suffix(".json")
-    sherry_gguf("parity", model, file, "--text", text, "--ctx-size", CONTEXT, "--json", compared)
+    sherry_gguf("parity", model, file, "--text", text, "--ctx-size", CONTEXT, "--no-split", "--json", compared)
     found = json.loads(compared.read_text(encoding="utf-8"))["total"]
     change, top = 100 * (found["perplexity_ratio"] - 1), 100 * found["same_top1"]
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -475,6 +476,46 @@ def test_evidence_quant(repository, tiny_checkpoint, tmp_path):
     assert float(exact[2]) < 0.01 < float(lossy[2])
     assert [row[:2] for row in rows if len(row) == 4][-2:] == [["SHERRY", "1.375"], ["TQ2_0", "2.062"]]
     assert error(repository, "evidence_quant.py", tmp_path / "work", "--types", "Q99").endswith("Q8_0")
+
+
+@pytest.mark.runtime
+@pytest.mark.usefixtures("runtime")
+def test_evidence_mote(repository, tmp_path):
+    """Two steps: the mixture still knows what the dense model does, and llama.cpp computes it; F16 holds the same."""
+    small = ["--work", tmp_path, "--seeds", 1, "--steps", 2, "--experts", 2, "--rounds", 1]
+    output = run(repository, "evidence_mote.py", *small)
+    (before,) = re.findall(r"^dense, before: perplexity ([\d.]+) in llama.cpp$", output, re.M)
+    trained = dict(re.findall(r"^seed 1, ([\w ]+): perplexity ([\d.]+) in PyTorch$", output, re.M))
+    assert [*trained] == ["dense", "float experts", "Sherry experts"]
+    for name in ("float experts", "Sherry experts"):
+        assert float(trained[name]) == pytest.approx(float(before), rel=0.05)
+    (compared,) = re.findall(r"^seed 1, in llama.cpp: perplexity ([\d.]+) ", output, re.M)
+    assert float(compared) == pytest.approx(float(trained["Sherry experts"]), rel=1e-2)
+    sizes = re.findall(r"^seed 1, experts in (\w+): ([\d,]+) bytes, ([\d,]+) of them routed experts$", output, re.M)
+    figures = {name: (int(file.replace(",", "")), int(experts.replace(",", ""))) for name, file, experts in sizes}
+    weights = 6 * 2 * 3 * 256 * 768
+    assert figures["SHERRY"][1] == weights * SHERRY.block_bytes // SHERRY.block
+    assert figures["F16"][1] == 2 * weights
+    assert figures["F16"][0] - figures["SHERRY"][0] == pytest.approx(figures["F16"][1] - figures["SHERRY"][1], rel=1e-3)
+    assert re.search(r"^seed 1: tokens/s of SHERRY and F16, 1 threads: pp256 \d+ and \d+, ", output, re.M)
+
+
+@pytest.mark.runtime
+@pytest.mark.usefixtures("runtime")
+def test_evidence_t5(repository, tmp_path):
+    """Of each model llama.cpp has the logits that PyTorch has, and its layers have the bytes of its type."""
+    output = run(repository, "evidence_t5.py", "--work", tmp_path, "--seeds", 1, "--steps", 30, "--inputs", 3)
+    pattern = r"^\| (\w+), seed 1 \| ([\d.]+) \| [\d.]+% \| [\d.]+ \| ([\d,]+) \| ([\d,]+) \| (\d) of 3 \| (\S+) \|$"
+    rows = {name: figures for name, *figures in re.findall(pattern, output, re.M)}
+    assert [*rows] == ["float", "Sherry"]
+    weights = 2 * (4 * 128 * 128 + 3 * 128 * 256) + 2 * (8 * 128 * 128 + 3 * 128 * 256)
+    for name, bits in ("float", 16), ("Sherry", 8 * SHERRY.block_bytes / SHERRY.block):
+        loss, file, linear, same, difference = rows[name]
+        assert 0 < float(loss) < math.log(768)
+        assert int(linear.replace(",", "")) == weights * bits / 8 < int(file.replace(",", ""))
+        assert int(same) >= 2  # where two words are as likely, rounding decides
+        assert float(difference) < 1e-3  # Sherry's activations are rounded to 8 bits
+    assert float(rows["float"][-1]) < 1e-5
 
 
 @pytest.mark.runtime
