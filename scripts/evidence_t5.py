@@ -8,7 +8,8 @@ frequent in the text are left out. Nine tenths of tests/data/sotu-heldout.txt ar
 are the passages of the last tenth. The tokenizer is of those nine tenths, with few and short pieces: so little text
 teaches a model to copy no more of them. Both models have equal data, steps and seeds. What they write is scored against
 what they should: the share of passages where all of it is right, and ROUGE-1, the F1 of the words in common. Then
-the files: what llama.cpp writes beside what PyTorch does, and its logits.
+the files: what llama.cpp writes beside what PyTorch does, of the file and of the same weights in F32, which shows what
+rounding activations to 8 bits changes; and the logits of the file.
 """
 
 from __future__ import annotations
@@ -85,29 +86,49 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".training"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--inputs", type=int, default=50, help="that llama.cpp gets")
+    parser.add_argument("--passages", type=int, help="to score (all)")
+    parser.add_argument("--inputs", type=int, default=50, help="of these, that llama.cpp gets")
     args = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     task = Task(TEXT.read_text(encoding="utf-8"))
     tokenizer = new_tokenizer(args.work / "t5-tokenizer", task.seen)
-    print("| | loss | all right | ROUGE-1 | bytes | of linear layers | llama.cpp writes the same | logits NMSE |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    print("| | loss | all right | ROUGE-1 | bytes | of linear layers | the same in llama.cpp | in F32 | logits NMSE |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for seed, kind in itertools.product(args.seeds, ("float", "Sherry")):
         model = new_model(seed, sherry=kind == "Sherry")
         train(model, tokenizer, task.batches(seed), args.steps)
         directory = args.work / f"t5-{kind}-{seed}"
         save(model, args.work / "t5-tokenizer", directory)
         file = (write_sherry if kind == "Sherry" else write_float)(directory, directory.with_suffix(".gguf"))
-        answers = [answer for some in batched(task.scored) for answer in generate(model, tokenizer, some)]
-        right = sum(words == passage.answer for words, passage in zip(answers, task.scored, strict=True))
-        rouge = sum(rouge_1(words, passage.answer) for words, passage in zip(answers, task.scored, strict=True))
-        count = len(task.scored)
-        shown = task.scored[: args.inputs]
-        same = sum(complete(file, p.text) == words for p, words in zip(shown, answers, strict=False))
-        figures = f"{loss_of(model, tokenizer, task.scored):.3f} | {right / count:.1%} | {rouge / count:.3f}"
-        linear = sum(t.tensor.n_bytes for t in inspect_file(file).tensors if LINEAR.search(t.tensor.name))
-        runtime = f"{same} of {len(shown)} | {nmse(model, tokenizer, file, shown):.1e}"
-        print(f"| {kind}, seed {seed} | {figures} | {file.stat().st_size:,} | {linear:,} | {runtime} |", flush=True)
+        scored = task.scored[: args.passages]
+        answers = [answer for some in batched(scored) for answer in generate(model, tokenizer, some)]
+        cells = [f"{kind}, seed {seed}", f"{loss_of(model, tokenizer, scored):.3f}", *scores(scored, answers)]
+        shown = scored[: args.inputs]
+        cells += [*sizes(file), *equal(file, shown, answers), f"{nmse(model, tokenizer, file, shown):.1e}"]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def scores(passages: Sequence[Passage], answers: Sequence[str]) -> tuple[str, str]:
+    """The share of answers that are all right, and the mean ROUGE-1."""
+    pairs = list(zip(answers, (passage.answer for passage in passages), strict=True))
+    right, rouge = sum(found == wanted for found, wanted in pairs), sum(rouge_1(*pair) for pair in pairs)
+    return f"{right / len(pairs):.1%}", f"{rouge / len(pairs):.3f}"
+
+
+def sizes(file: Path) -> tuple[str, str]:
+    """Bytes of the file, and of the linear layers in it."""
+    linear = sum(found.tensor.n_bytes for found in inspect_file(file).tensors if LINEAR.search(found.tensor.name))
+    return f"{file.stat().st_size:,}", f"{linear:,}"
+
+
+def equal(file: Path, passages: Sequence[Passage], answers: Sequence[str]) -> list[str]:
+    """How many of the answers llama.cpp gives too, with the file and with its weights in F32."""
+    in_f32 = file.with_name(f"{file.stem}-F32.gguf")
+    call(llama_cpp.find_build().program("llama-quantize"), "--allow-requantize", file, in_f32, "F32")
+    return [
+        f"{sum(complete(one, p.text) == words for p, words in zip(passages, answers, strict=False))} of {len(passages)}"
+        for one in (file, in_f32)
+    ]
 
 
 LINEAR = re.compile(r"blk\.\d+\.(cross_)?(attn_(q|k|v|o)|ffn_(gate|up|down))\.weight$")

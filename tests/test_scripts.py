@@ -504,18 +504,18 @@ def test_evidence_mote(repository, tmp_path):
 @pytest.mark.usefixtures("runtime")
 def test_evidence_t5(repository, tmp_path):
     """Of each model llama.cpp has the logits that PyTorch has, and its layers have the bytes of its type."""
-    output = run(repository, "evidence_t5.py", "--work", tmp_path, "--seeds", 1, "--steps", 30, "--inputs", 3)
-    pattern = r"^\| (\w+), seed 1 \| ([\d.]+) \| [\d.]+% \| [\d.]+ \| ([\d,]+) \| ([\d,]+) \| (\d) of 3 \| (\S+) \|$"
-    rows = {name: figures for name, *figures in re.findall(pattern, output, re.M)}
+    small = ["--work", tmp_path, "--seeds", 1, "--steps", 20, "--passages", 16, "--inputs", 3]
+    output = run(repository, "evidence_t5.py", *small)
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines()[2:]]
+    rows = {name.removesuffix(", seed 1"): figures for name, *figures in table}
     assert [*rows] == ["float", "Sherry"]
     weights = 2 * (4 * 128 * 128 + 3 * 128 * 256) + 2 * (8 * 128 * 128 + 3 * 128 * 256)
     for name, bits in ("float", 16), ("Sherry", 8 * SHERRY.block_bytes / SHERRY.block):
-        loss, file, linear, same, difference = rows[name]
+        loss, _, _, file, linear, _, same_in_f32, difference = rows[name]
         assert 0 < float(loss) < math.log(768)
         assert int(linear.replace(",", "")) == weights * bits / 8 < int(file.replace(",", ""))
-        assert int(same) >= 2  # where two words are as likely, rounding decides
-        assert float(difference) < 1e-3  # Sherry's activations are rounded to 8 bits
-    assert float(rows["float"][-1]) < 1e-5
+        assert same_in_f32 in ("2 of 3", "3 of 3")  # where two pieces are as likely, rounding decides
+        assert float(difference) < (1e-5 if name == "float" else 1e-3)  # Sherry's activations are rounded to 8 bits
 
 
 @pytest.mark.runtime
