@@ -59,6 +59,12 @@ STEPS = (
     Step("6. CUDA", ("*-cuda*",), ("ggml/src/ggml-cuda/*",), (f"{NATIVE}cuda.py",)),
     Step("apart: a program waits for its log", ("0008-*",), (), ("tests/test_programs.py",)),
     Step("apart: a T5 with a tied embedding", ("0012-*",), (), ("tests/models/test_t5.py",)),
+    Step(
+        "apart: Q8_0 at the rate of memory on x86",
+        ("0013-*",),
+        ("ggml/src/ggml-cpu/repack-*",),
+        (f"{NATIVE}q8_0_tiles.py",),
+    ),
     Step("apart: backends beside libggml", ("0011-*",), (), (f"{NATIVE}variants.py",)),
     Step(
         "not for upstream: `sherry-logits`", ("0006-*",), ("tools/sherry-logits/*",), ("tests/parity/test_runtime.py",)

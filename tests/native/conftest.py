@@ -35,6 +35,7 @@ class Kind:
     block: int
     block_bytes: int
     order: npt.NDArray[np.int64]  # [128]: byte i of a block of activations is activation order[i]
+    buffer: str = "CPU_SHERRY"  # the type of memory that keeps it in tiles
 
 
 _plane, _place = np.divmod(np.arange(BLOCK), BLOCK // GROUP)
@@ -46,6 +47,7 @@ _plane_g32, _place_g32 = np.divmod(np.arange(32), 8)
 SHERRY_G32 = Kind("sherry_g32", "sherry_g32", 520, 32, 7, 4 * _place_g32 + _plane_g32)
 SHERRY_2P = Kind("sherry_2p", "sherry_2p", 521, BLOCK, 44, SHERRY.order)
 STQ1_0 = Kind("stq1_0", "stq1", 43, 256, 42, _group // 16 * 64 + _group % 16 + 16 * _plane)
+Q8_0 = Kind("q8_0", "q8_0", 8, 32, 34, np.arange(32), "CPU_REPACK")  # upstream's
 
 # block_q8_sherry of ggml-sherry.h
 ACTIVATIONS = np.dtype([("d", np.float32), ("sum", np.int32), ("qs", np.int8, BLOCK)])
@@ -170,13 +172,27 @@ class Ggml:
             assert self.cpu.ggml_graph_compute_with_ctx(context.handle, graph, threads) == 0
             return context.read(result)
 
+    def buffer_type(self, name: str) -> ctypes.c_void_p:
+        """Of those that the CPU has beside its own."""
+        self.cpu.ggml_backend_cpu_reg.restype = self.base.ggml_backend_reg_get_proc_address.restype = ctypes.c_void_p
+        self.base.ggml_backend_reg_dev_get.restype = ctypes.c_void_p
+        self.base.ggml_backend_buft_name.restype = ctypes.c_char_p
+        registry = ctypes.c_void_p(self.cpu.ggml_backend_cpu_reg())
+        address = self.base.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
+        get = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(address)
+        for found in get(self.base.ggml_backend_reg_dev_get(registry, ctypes.c_size_t(0))):
+            if found is None:  # the last one
+                break
+            if self.base.ggml_backend_buft_name(ctypes.c_void_p(found)) == name.encode():
+                return ctypes.c_void_p(found)
+        raise LookupError(f"the library has no {name}")
+
     @contextlib.contextmanager
     def tiled(self, shape: tuple[int, ...], kind: Kind = SHERRY) -> Iterator[TiledTensor]:
         """A tensor of blocks, of SHERRY [..., k/128*22], in the buffer type that keeps it in tiles."""
         with _Context(self.base, memory=False) as context:
             tensor = context.new_tensor(kind.type_id, [*shape[:-1], shape[-1] // kind.block_bytes * kind.block])
-            self.cpu.ggml_backend_cpu_sherry_buffer_type.restype = ctypes.c_void_p
-            buffer_type = ctypes.c_void_p(self.cpu.ggml_backend_cpu_sherry_buffer_type())
+            buffer_type = self.buffer_type(kind.buffer)
             buffer = ctypes.c_void_p(context.call("backend_alloc_ctx_tensors_from_buft", context.handle, buffer_type))
             try:
                 yield TiledTensor(self.base, tensor)
@@ -301,6 +317,11 @@ def g32() -> Kind:
 @pytest.fixture
 def two_planes() -> Kind:
     return SHERRY_2P
+
+
+@pytest.fixture
+def q8_0() -> Kind:
+    return Q8_0
 
 
 @pytest.fixture(params=ISAS)

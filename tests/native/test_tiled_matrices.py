@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from graphs import F16, F32, I32, graph
 
 from sherry_gguf.formats import sherry
 from sherry_gguf.formats.groups import CODES, GROUP, PATTERNS
@@ -60,71 +59,28 @@ def test_what_is_not_finite_stays_in_its_token(ggml: Any, n: int, bad: float) ->
     np.testing.assert_array_equal(result.reshape(n, 70), expected)
 
 
-F32, F16, I32 = 0, 1, 26
-
-
-class Graph:
-    """Operators on a SHERRY tensor in tiles: asked for, not computed."""
-
-    def __init__(self, ggml: Any, context: ctypes.c_void_p, weights: int) -> None:
-        self.ggml, self.context, self.weights = ggml, context, ctypes.c_void_p(weights)
-
-    def tensor(self, type_id: int, *ne: int) -> ctypes.c_void_p:
-        return self.operator("new_tensor", type_id, len(ne), (ctypes.c_int64 * len(ne))(*ne))
-
-    def operator(self, name: str, *operands: Any) -> ctypes.c_void_p:
-        function = getattr(self.ggml.base, f"ggml_{name}")
-        function.restype = ctypes.c_void_p
-        return ctypes.c_void_p(function(self.context, *operands))
-
-    def is_supported(self, operator: ctypes.c_void_p) -> bool:
-        base, cpu = self.ggml.base, self.ggml.cpu
-        cpu.ggml_backend_cpu_sherry_buffer_type.restype = ctypes.c_void_p
-        base.ggml_backend_buft_get_device.restype = ctypes.c_void_p
-        base.ggml_backend_dev_supports_op.restype = ctypes.c_bool
-        device = base.ggml_backend_buft_get_device(ctypes.c_void_p(cpu.ggml_backend_cpu_sherry_buffer_type()))
-        answer: bool = base.ggml_backend_dev_supports_op(ctypes.c_void_p(device), operator)
-        return answer
-
-
-@contextlib.contextmanager
-def graph(ggml: Any, *shape: int) -> Iterator[Graph]:
-    """shape: of the weights, as NumPy has it"""
-
-    class Parameters(ctypes.Structure):
-        _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
-
-    with ggml.tiled((*shape[:-1], shape[-1] // SHERRY.block * SHERRY.block_bytes)) as weights:
-        ggml.base.ggml_init.restype = ctypes.c_void_p
-        context = ctypes.c_void_p(ggml.base.ggml_init(Parameters(1 << 20, None, True)))
-        try:
-            yield Graph(ggml, context, weights.handle)
-        finally:
-            ggml.base.ggml_free(context)
-
-
-def test_products_with_floats_are_supported(ggml: Any) -> None:
-    with graph(ggml, 4, 64, 256) as g:
+def test_products_with_floats_are_supported(ggml: Any, kinds: dict[str, Any]) -> None:
+    with graph(ggml, kinds["sherry"], 4, 64, 256) as g:
         assert g.is_supported(g.operator("mul_mat", g.weights, g.tensor(F32, 256, 5, 4)))
         assert g.is_supported(g.operator("mul_mat_id", g.weights, g.tensor(F32, 256, 2, 5), g.tensor(I32, 2, 5)))
 
 
-def test_other_activations_are_not_supported(ggml: Any) -> None:
-    with graph(ggml, 64, 256) as g:
+def test_other_activations_are_not_supported(ggml: Any, kinds: dict[str, Any]) -> None:
+    with graph(ggml, kinds["sherry"], 64, 256) as g:
         assert not g.is_supported(g.operator("mul_mat", g.weights, g.tensor(F16, 256, 5)))
 
 
-def test_a_view_is_not_supported(ggml: Any) -> None:
+def test_a_view_is_not_supported(ggml: Any, kinds: dict[str, Any]) -> None:
     """It could begin inside a tile."""
-    with graph(ggml, 64, 256) as g:
+    with graph(ggml, kinds["sherry"], 64, 256) as g:
         sizes = ctypes.c_int64(256), ctypes.c_int64(8), ctypes.c_size_t(2 * SHERRY.block_bytes), ctypes.c_size_t(0)
         view = g.operator("view_2d", g.weights, *sizes)
         assert ggml.base.ggml_backend_view_init(view) == 0
         assert not g.is_supported(g.operator("mul_mat", view, g.tensor(F32, 256, 5)))
 
 
-def test_operators_that_read_rows_are_not_supported(ggml: Any) -> None:
-    with graph(ggml, 64, 256) as g:
+def test_operators_that_read_rows_are_not_supported(ggml: Any, kinds: dict[str, Any]) -> None:
+    with graph(ggml, kinds["sherry"], 64, 256) as g:
         assert not g.is_supported(g.operator("get_rows", g.weights, g.tensor(I32, 5)))
         assert not g.is_supported(g.operator("cpy", g.weights, g.tensor(F32, 256, 64)))
         assert not g.is_supported(g.operator("out_prod", g.weights, g.tensor(F32, 5, 64)))
