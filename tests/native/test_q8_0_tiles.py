@@ -126,7 +126,7 @@ def test_ggml_multiplies_by_it(ggml: Any, q8_0: Any, rows: int, n: int, threads:
     np.testing.assert_array_equal(found.reshape(n, rows), product(w, x))
 
 
-@pytest.mark.parametrize("rows, is_taken", [(48, True), (50, False)])
+@pytest.mark.parametrize(("rows", "is_taken"), [(48, True), (50, False)])
 def test_rows_are_taken_by_sixteens(ggml: Any, q8_0: Any, rows: int, is_taken: bool) -> None:
     """Otherwise llama.cpp leaves them where they are, as it has always done on x86."""
     with graph(ggml, q8_0, rows, 96) as g:
