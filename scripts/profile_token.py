@@ -51,7 +51,7 @@ def part_of(library: str, function: str, linear: str, head: str) -> str:
         return "tables"
     if _ATTENTION.search(function):
         return "attention"
-    if head != linear and re.search(rf"(vec_dot|gemv|gemm)_{head}", function):
+    if head != linear and re.search(rf"(vec_dot|gemv|gemm)(_|<block_){head}", function):
         return "head"
     return "products" if _OURS.match(function) or re.search("vec_dot|gemv|gemm", function) else "rest"
 

@@ -446,6 +446,7 @@ def test_pretrained_leaves_no_half_of_a_file(tmp_path, monkeypatch):
         ("libggml-cpu.so.0", "tables_avx2", "tables"),
         ("libggml-cpu.so.0", "quantize_for_sherry", "tables"),
         ("libggml-cpu.so.0", "ggml_vec_dot_q8_0_q8_0", "head"),
+        ("libggml-cpu.so.0", "void ggml::cpu::repack::gemv<block_q8_0, 8l, 16l, (ggml_type)8>(int, float*)", "head"),
         ("libggml-cpu.so.0", "ggml_vec_dot_f16", "attention"),
         ("libgomp.so.1", "0x000000000001f7da", "waiting"),
         ("[kernel.kallsyms]", "clear_page_erms", "rest"),
