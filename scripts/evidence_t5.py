@@ -249,11 +249,10 @@ def nmse(model: Any, tokenizer: Any, file: Path, passages: Sequence[Passage]) ->
         encoder = torch.tensor([tokenizer(passage.text)["input_ids"]])
         written = model.generate(encoder, max_new_tokens=LONGEST, do_sample=False)
         expected = model(input_ids=encoder, decoder_input_ids=written).logits[0].numpy()
-        more = max(0, encoder.shape[1] - written.shape[1])  # the program's encoder reads no more than its decoder
-        ids = torch.nn.functional.pad(torch.cat([encoder, written], dim=1), (0, more))[0].numpy().astype(np.int32)
-        command = [program, "-m", file, "-c", written.shape[1] + more, "--encoder", encoder.shape[1], "-t", 1]
+        ids = torch.cat([encoder, written], dim=1)[0].numpy().astype(np.int32)
+        command = [program, "-m", file, "-c", written.shape[1], "--encoder", encoder.shape[1], "-t", 1]
         done = subprocess.run([str(part) for part in command], input=ids.tobytes(), capture_output=True, check=True)
-        logits = np.frombuffer(done.stdout[16:], np.float32).reshape(-1, expected.shape[1])[: len(expected)]
+        logits = np.frombuffer(done.stdout[16:], np.float32).reshape(expected.shape)
         difference += float(np.square(logits - expected).sum())
         size += float(np.square(expected).sum())
     return difference / size

@@ -78,12 +78,13 @@ def test_generation(runtime, file, trained):
     assert len(written) == len(TEXTS)
 
 
-def test_logits(runtime, file, trained):
+@pytest.mark.parametrize("tokens", [2, TARGET + 1], ids=["fewer than the encoder's", "all"])
+def test_logits(runtime, file, trained, tokens):
     """Of the decoder, each of TEXTS having gone through the encoder. Llama.cpp rounds activations to 8 bits."""
     _, model, tokenizer = trained
     for text in TEXTS:
         encoder = torch.tensor([tokenizer(text)["input_ids"]])
-        written = model.generate(encoder, max_new_tokens=TARGET, do_sample=False)
+        written = model.generate(encoder, max_new_tokens=TARGET, do_sample=False)[:, :tokens]
         with torch.no_grad():
             expected = model(input_ids=encoder, decoder_input_ids=written).logits[0].numpy()
         ids = torch.cat([encoder, written], dim=1)[0].numpy().astype(np.int32)

@@ -260,7 +260,7 @@ int main(int argc, char ** argv) {
     }
 
     llama_context_params ctx_params = llama_context_default_params();
-    ctx_params.n_ctx           = opt.n_ctx;
+    ctx_params.n_ctx           = std::max(opt.n_ctx, opt.n_encoder); // an encoder reads no more than a context has
     ctx_params.n_batch         = N_BATCH;
     ctx_params.n_ubatch        = N_BATCH;
     ctx_params.n_threads       = opt.n_threads;
