@@ -60,7 +60,7 @@ STEPS = (
     Step("apart: a program waits for its log", ("0008-*",), (), ("tests/test_programs.py",)),
     Step("apart: a T5 with a tied embedding", ("0012-*",), (), ("tests/models/test_t5.py",)),
     Step(
-        "apart: Q8_0 at the rate of memory on x86",
+        "apart: Q8_0 in a layout for x86",
         ("0013-*",),
         ("ggml/src/ggml-cpu/repack-*",),
         (f"{NATIVE}q8_0_tiles.py",),
