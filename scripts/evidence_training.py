@@ -4,6 +4,8 @@
     python scripts/evidence_training.py methods   trains each method with each seed, two at a time, one core each
     python scripts/evidence_training.py table     their perplexities, and pictures of gradients and latents
     python scripts/evidence_training.py files     their GGUF files: size, perplexity and speed in llama.cpp
+    python scripts/evidence_training.py schedules a float model, trained on with and without Arenas, one core
+    python scripts/evidence_training.py schedules-table   their perplexities, gradients and trapped latents
     python scripts/evidence_training.py smollm2   SmolLM2-135M: before, quantized as it is, and fine-tuned
 
 Everything goes to --work. What is done is not done again; a run that was stopped goes on from its last checkpoint.
@@ -14,9 +16,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from evidence import files, methods, smollm2, table
+from evidence import files, methods, schedules, schedules_table, smollm2, table
 
-STAGES = {"methods": methods.run, "table": table.run, "files": files.run, "smollm2": smollm2.run}
+STAGES = {
+    "methods": methods.run,
+    "table": table.run,
+    "files": files.run,
+    "schedules": schedules.run,
+    "schedules-table": schedules_table.run,
+    "smollm2": smollm2.run,
+}
 
 
 def main() -> None:

