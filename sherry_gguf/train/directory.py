@@ -120,7 +120,7 @@ def load_sherry(directory: Path) -> tuple[Any, Any]:
 def save(model: Any, state: dict[str, Tensor], source: Path, directory: Path, dtype: torch.dtype) -> None:
     """Write ``state``, the model's tensors, rounded to dtype; its configuration; the tokenizer of ``source``."""
     state = {unwrapped(name): tensor for name, tensor in state.items()}
-    model.save_pretrained(directory, state_dict=_rounded(state, dtype))
+    model.save_pretrained(directory, state_dict=_rounded(model, state, dtype))
     config = copy.deepcopy(model.config)
     config.dtype, config.use_cache = dtype, True  # save_pretrained wrote those of the training
     config.save_pretrained(directory)
@@ -134,10 +134,16 @@ def copy_tokenizer(source: Path, directory: Path) -> None:
             shutil.copyfile(path, directory / path.name)
 
 
-def _rounded(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every float tensor in dtype; names of one tensor, as of tied embeddings, stay names of one."""
+def _rounded(model: Any, state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Every float tensor in dtype; names of one tensor, as of tied embeddings, stay names of one.
+
+    The model knows which are: gathered from several processes, each name may have a tensor of its own.
+    """
+    parameters = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
     once: dict[int, Tensor] = {}
     return {
-        name: once.setdefault(tensor.data_ptr(), tensor.to(dtype)) if tensor.is_floating_point() else tensor
+        name: once.setdefault(parameters.get(name, tensor.data_ptr()), tensor.to(dtype))
+        if tensor.is_floating_point()
+        else tensor
         for name, tensor in state.items()
     }

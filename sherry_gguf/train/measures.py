@@ -15,14 +15,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sherry_gguf.train.layers import QuantizedLinear, quantized_layers
+from sherry_gguf.train.methods import QUANTIZERS
 
 MAGNITUDE_EDGES: npt.NDArray[np.float64] = np.linspace(0, 4, 81)
 MAGNITUDE_EDGES.setflags(write=False)
 _WATCHED = 8  # layers whose gradients are decomposed, spread over the model
 _LARGEST = 1024  # rows and columns of a gradient that are looked at, as a decomposition takes their cube in time
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which every process holds a part (FSDP), gathered: all of them must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def effective_rank(matrix: Tensor) -> float:
@@ -35,8 +42,9 @@ def effective_rank(matrix: Tensor) -> float:
 def magnitudes(layer: QuantizedLinear) -> npt.NDArray[np.int64]:
     """int64[80]: how many of a layer's |w| / alpha lie between MAGNITUDE_EDGES; the last bin holds all above, too."""
     length = layer.granularity.run_length(layer.out_features, layer.in_features)
-    alpha = layer.quantized_weight().abs().reshape(-1, length).amax(dim=-1, keepdim=True)
-    ratios = (layer.weight.detach().abs().reshape(-1, length) / alpha).clamp_max(MAGNITUDE_EDGES[-1])
+    runs = whole(layer.weight.detach()).reshape(-1, length)
+    alpha = QUANTIZERS[layer.method](runs).abs().amax(dim=-1, keepdim=True)
+    ratios = (runs.abs() / alpha).clamp_max(MAGNITUDE_EDGES[-1])
     return np.histogram(ratios.float().cpu().numpy(), MAGNITUDE_EDGES)[0]
 
 
@@ -64,9 +72,11 @@ class MeasuresCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         step = state.global_step + 1
-        if (step != 1 and step % self.steps) or not state.is_world_process_zero:
+        if step != 1 and step % self.steps:
             return
-        ranks, histogram = measure(kwargs["model"])
+        ranks, histogram = measure(kwargs["model"])  # in all processes, as each may hold a part
+        if not state.is_world_process_zero:
+            return
         self.effective_rank = float(np.mean(list(ranks.values())))
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "effective_rank": ranks, "magnitudes": histogram.tolist()}) + "\n")
@@ -78,5 +88,5 @@ def measure(model: nn.Module) -> tuple[dict[str, float], npt.NDArray[np.int64]]:
     names = list(layers)
     watched = names[:: max(1, len(names) // _WATCHED)]
     gradients = {name: layers[name].weight.grad for name in watched}
-    ranks = {name: effective_rank(gradient) for name, gradient in gradients.items() if gradient is not None}
+    ranks = {name: effective_rank(whole(gradient)) for name, gradient in gradients.items() if gradient is not None}
     return ranks, np.sum([magnitudes(layer) for layer in layers.values()], axis=0)

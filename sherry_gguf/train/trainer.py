@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import DistributedType, PartialState
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import SchedulerType, TrainerCallback
@@ -54,6 +55,14 @@ class Trainer(transformers.Trainer):
         self.teacher = teacher
         if teacher is not None:
             teacher.model.requires_grad_(False).eval().to(self.args.device)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        state = PartialState()
+        if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
+            # accelerate shards among accelerators alone, and would give each process of a CPU the whole model, unsaid;
+            # PyTorch shards there as well
+            state.distributed_type = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()
 
     def compute_loss(
         self,
