@@ -328,6 +328,26 @@ def test_evidence_training(repository, training_work):
         assert float(perplexity) == pytest.approx(float(found[method]), rel=5e-3)
 
 
+def test_evidence_of_schedules(repository, training_work):
+    """A float model of two steps, and one schedule of two steps from there; a second start finds nothing to do."""
+    arguments = ["--work", training_work, "--steps", 2, "--seeds", 1]
+    output = run(repository, "evidence_training.py", "schedules", *arguments, "--methods", "sherry-arenas-50")
+    found = dict(re.findall(r"^([a-z0-9-]+): held-out perplexity ([\d.]+), context 256$", output, re.M))
+    assert list(found) == ["float-start", "sherry-arenas-50-seed1"]
+    assert run(repository, "evidence_training.py", "schedules", *arguments, "--methods", "sherry-arenas-50") == ""
+
+    output = run(repository, "evidence_training.py", "schedules-table", *arguments)
+    assert f"| the float model | {float(found['float-start']):.1f} |" in output
+    (row,) = re.findall(r"^\| sherry-arenas-50 \| ([\d.]+) \| (\d+) \| (\d+)% \| (\d+)% \| (\d+)% \|$", output, re.M)
+    perplexity, rank, half, whole, changed = map(float, row)
+    assert perplexity == pytest.approx(float(found["sherry-arenas-50-seed1"]), abs=0.06)
+    assert 1 < rank <= 256
+    # of latents that are drawn from a normal distribution, as two steps leave them
+    assert half == pytest.approx(14, abs=2)
+    assert whole == pytest.approx(10, abs=2)
+    assert 0 < changed < 20
+
+
 def test_train_demo(repository, training_work):
     """Two steps, and on from there."""
     flags = ["--per-device-train-batch-size", 1, "--ctx-size", 128, "--save-steps", 1]
