@@ -89,7 +89,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _train(start: Path, texts: sotu.Texts, out: Path, method: Method, seed: int, steps: int) -> str:
     flags = ["--model", start, "--data", texts.train, "--eval-data", texts.held_out, "--out", out, "--seed", seed]
-    flags += ["--method", method.method, "--arenas-max", method.arenas_max, "--group-size", method.group_size]
+    flags += ["--method", method.method, "--arenas-max", method.arenas_max, "--arenas-end", 1]
+    flags += ["--group-size", method.group_size]
     flags += ["--ctx-size", CONTEXT, "--per-device-train-batch-size", BATCH, "--max-steps", steps]
     flags += ["--learning-rate", 1e-3, "--lr-scheduler-type", method.scheduler, "--save-steps", 200, "--bf16", "true"]
     flags += ["--measure-steps", 0 if method.method == "float" else 25]

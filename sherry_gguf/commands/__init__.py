@@ -13,7 +13,7 @@ COMMANDS = {
     "convert": "convert a Sherry checkpoint to GGUF",
     "build": "fetch, patch and build the pinned llama.cpp",
     "which": "print the path of a built program or of the patched source",
-    "train": "train a Sherry model, with Arenas (needs the extra `train`)",
+    "train": "train a Sherry model (needs the extra `train`)",
     "adapter": "make a sparse ternary adapter of a LoRA (needs the extra `adapter`)",
     "inspect": "show what a GGUF file holds, and whether llama.cpp reads it",
     "report": "write one page about a GGUF file, with charts",

@@ -1,6 +1,4 @@
-"""Train a Sherry model with transformers' Trainer: from a configuration, or on from trained weights. Every one of
-transformers' TrainingArguments counts.
-"""
+"""Train a Sherry model with transformers' Trainer, from a configuration or on from trained weights."""
 
 from __future__ import annotations
 
@@ -66,7 +64,7 @@ _OFTEN: Final = {
         "--resume-from-checkpoint": ("true|DIR", "go on from the last checkpoint in --out, or from another"),
     },
     "checks": {"--logging-steps": ("N", "steps between two lines of the log (default %(default)s)")},
-    "expert": {"--lr-scheduler-type": ("NAME", "default %(default)s; without Arenas take cosine")},
+    "expert": {"--lr-scheduler-type": ("NAME", "default %(default)s; with Arenas take warmup_stable_decay")},
 }
 
 
@@ -76,7 +74,9 @@ class _Parser(HfArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__((Options, Arguments), **settings)
         self.add_argument("-h", "--help", action="help")
-        self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show the flags of transformers, too")
+        self.add_argument(
+            "--help-all", action=_HelpAll, nargs=0, help="show the flags of transformers, too: all of them count"
+        )
 
     def format_help(self) -> str:
         page = argparse.ArgumentParser(

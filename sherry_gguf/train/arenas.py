@@ -25,7 +25,7 @@ from sherry_gguf.train.experts import QuantizedExperts
 from sherry_gguf.train.layers import QuantizedLinear
 
 WARMUP = 0.1
-END = 1.0
+END = 0.5  # published: 1
 
 
 def residual_weight(
@@ -34,7 +34,7 @@ def residual_weight(
     """lambda in optimizer step 1..total_steps: it rises to ``maximum`` in the first ``warmup`` of them, linearly.
 
     Then it falls as a cosine does, and is exactly 0 from step ``last_step(total_steps, end)`` on. warmup and end are
-    shares of total_steps; an end before the warmup's cuts the rise off.
+    shares of total_steps; an end before the warmup's cuts the rise off. Published: 0.1 and 1.
     """
     rise = max(1, round(total_steps * warmup))
     last = last_step(total_steps, end)

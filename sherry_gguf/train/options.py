@@ -55,7 +55,9 @@ class Options:
     )
     group_size: int | None = field(default=None, metadata=_help("weights per scale for per_group", "N"))
     sherry_layers: str | None = field(default=None, metadata=_help("regex of the layers that are quantized", "REGEX"))
-    arenas_max: float = field(default=1.0, metadata=_help("largest lambda of Arenas; 0 trains without it", "X"))
+    arenas_max: float = field(
+        default=0.0, metadata=_help("largest lambda of Arenas; 0, the default, trains without it", "X")
+    )
     arenas_warmup: float = field(default=WARMUP, metadata=_help("share of the steps in which lambda rises", "X"))
     arenas_end: float = field(default=END, metadata=_help("share of the steps from which on lambda is 0", "X"))
     teacher: Path | None = field(default=None, metadata=_help("a model to distil from", "DIR"))
@@ -96,11 +98,11 @@ class Options:
 
 @dataclass
 class Arguments(TrainingArguments):
-    """transformers' TrainingArguments, with defaults for training from scratch with Arenas (docs/training.md)."""
+    """transformers' TrainingArguments, with defaults for a training without Arenas (docs/training.md)."""
 
     learning_rate: float = field(default=1e-3, metadata=_help("the largest; a model that is trained wants a tenth"))
     lr_scheduler_type: str = field(
-        default="constant_with_warmup", metadata=_help("as the published trainer has it; without Arenas take cosine")
+        default="cosine", metadata=_help("with Arenas take warmup_stable_decay: the rate falls where lambda has ended")
     )
     warmup_steps: float = field(default=0.05, metadata=_help("steps in which the rate rises; below 1: a share"))
     bf16: bool = field(

@@ -20,13 +20,13 @@ def test_values_by_hand():
     """100 steps: a line up to step 10, half of a cosine's way at step 55, nothing in the last."""
     expected = {1: 0.1, 5: 0.5, 10: 1.0, 55: 0.5, 100: 0.0, 101: 0.0}
     for step, weight in expected.items():
-        assert residual_weight(step, 100) == pytest.approx(weight, abs=1e-12)
-    assert residual_weight(32.5, 100) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+        assert residual_weight(step, 100, end=1.0) == pytest.approx(weight, abs=1e-12)
+    assert residual_weight(32.5, 100, end=1.0) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
 
 
 def test_it_ends_at_zero_exactly_and_never_leaves_its_range():
     for total in (1, 2, 3, 7, 10, 1000):
-        weights = [residual_weight(step, total, 0.3) for step in range(1, total + 1)]
+        weights = [residual_weight(step, total, 0.3, end=1.0) for step in range(1, total + 1)]
         assert weights[-1] == 0.0
         assert all(0 <= weight <= 0.3 for weight in weights)
         peak = weights.index(max(weights))
@@ -35,8 +35,8 @@ def test_it_ends_at_zero_exactly_and_never_leaves_its_range():
 
 
 def test_warmup_of_another_length():
-    assert residual_weight(50, 100, warmup=0.5) == 1.0
-    assert residual_weight(25, 100, warmup=0.5) == 0.5
+    assert residual_weight(50, 100, warmup=0.5, end=1.0) == 1.0
+    assert residual_weight(25, 100, warmup=0.5, end=1.0) == 0.5
     assert residual_weight(1, 100, warmup=0.0) == 1.0  # one step is the shortest
 
 
@@ -81,6 +81,6 @@ def test_accumulated_batches_are_no_steps(train):
     assert expected[0] > 0
 
 
-def test_without_arenas_nothing_is_added(train):
-    _, options = train(max_steps=2, arenas_max=0.0, logging_steps=1)
+def test_by_default_nothing_is_added(train):
+    _, options = train(max_steps=2, logging_steps=1)
     assert not logged(options.out, "lambda")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 # Adam with an epsilon far above every gradient is a momentum, and has no quotients that rounding errors could turn
 SMOOTH = {"save_dtype": "float32", "adam_epsilon": 1.0, "learning_rate": 0.1, "seed": 7, "measure_steps": 1}
+SMOOTH |= {"arenas_max": 1.0, "lr_scheduler_type": "constant_with_warmup"}
 SHARDED = json.dumps({"state_dict_type": "SHARDED_STATE_DICT"})
 
 

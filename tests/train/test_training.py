@@ -20,6 +20,7 @@ from sherry_gguf.cli import run_command
 from sherry_gguf.errors import SherryError
 
 EXACT = {"save_dtype": "float32", "optim": "sgd", "learning_rate": 0.1}
+EXACT |= {"arenas_max": 1.0, "lr_scheduler_type": "constant_with_warmup"}
 
 
 def weights(directory):
@@ -36,6 +37,8 @@ def test_the_loss_falls(train):
         max_steps=80,
         per_device_train_batch_size=16,
         learning_rate=4e-3,
+        arenas_max=1.0,
+        lr_scheduler_type="constant_with_warmup",
         bf16=True,
         logging_steps=5,
     )
@@ -111,8 +114,9 @@ def test_perplexity_is_that_of_the_saved_model(train, heldout_text):
 
 
 def test_resumed_is_uninterrupted(train, tmp_path):
-    """Bit for bit, with Arenas in its fall: the data order, lambda and the optimizer go on."""
+    """Bit for bit, with Arenas in its fall: the data order, lambda, the rate and the optimizer go on."""
     settings = {"max_steps": 8, "save_dtype": "float32", "logging_steps": 1, "save_strategy": "steps", "save_steps": 4}
+    settings |= {"arenas_max": 1.0, "arenas_end": 0.8, "lr_scheduler_type": "warmup_stable_decay"}
     _, whole = train("whole", **settings)
     stopped = tmp_path / "stopped"
     stopped.mkdir()
@@ -120,8 +124,11 @@ def test_resumed_is_uninterrupted(train, tmp_path):
     _, resumed = train("stopped", resume_from_checkpoint="true", **settings)
     for name, tensor in weights(whole.out).items():
         assert torch.equal(tensor, weights(resumed.out)[name]), name
-    steps = [(entry["step"], entry["lambda"], entry["loss"]) for entry in history(whole.out) if "loss" in entry]
-    assert steps == [(e["step"], e["lambda"], e["loss"]) for e in history(resumed.out) if "loss" in e]
+    logged = ("step", "lambda", "learning_rate", "loss")
+    expected, found = (
+        [[entry[key] for key in logged] for entry in history(run.out) if "loss" in entry] for run in (whole, resumed)
+    )
+    assert found == expected
 
 
 def test_two_processes_are_one(train, model_of, untrained, heldout_text, tmp_path):
@@ -182,6 +189,7 @@ def test_what_is_there_is_not_overwritten(train, tmp_path, untrained):
     [
         (["--ctx-size", "2"], "--ctx-size 2 is not in 3.."),
         (["--arenas-max", "-1"], "--arenas-max -1.0 is not in 0..100"),
+        (["--arenas-end", "1.1"], "--arenas-end 1.1 is not in 0..1"),
         (["--teacher-weight", "1.5"], "--teacher-weight 1.5 is not in 0..1"),
         (["--group-size", "0"], "positive group size"),
         (["--sherry-layers", "("], "no regular expression"),
