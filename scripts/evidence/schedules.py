@@ -65,33 +65,34 @@ def finished(work: Path, seeds: list[int]) -> Iterator[tuple[Schedule, int, Path
 
 def run(args: argparse.Namespace) -> None:
     """Train what is missing, one after the other on one core, each seed with all schedules."""
-    texts = _texts(args.work)
+    data = texts(args.work)
     model = start(args.work)
     if not (model / "model.safetensors").is_file():
-        untrained = sotu.prepare(args.work / "schedules-start", texts, **methods.SHAPE)
+        untrained = sotu.prepare(args.work / "schedules-start", data, **methods.SHAPE)
         steps = args.steps or FLOAT_STEPS
-        flags = _flags(untrained, texts, model, Schedule("float-start", "float"), 1, steps, FLOAT_BATCH)
+        flags = _flags(untrained, data, model, Schedule("float-start", "float"), 1, steps, FLOAT_BATCH)
         print(methods.train(model, flags), flush=True)
     for seed in args.seeds:
         for schedule in SCHEDULES:
             out = directory(args.work, schedule.name, seed)
             if (args.methods and schedule.name not in args.methods) or (out / "model.safetensors").is_file():
                 continue
-            flags = _flags(model, texts, out, schedule, seed, args.steps or STEPS, BATCH)
+            flags = _flags(model, data, out, schedule, seed, args.steps or STEPS, BATCH)
             print(methods.train(out, flags), flush=True)
 
 
-def _texts(work: Path) -> sotu.Texts:
-    texts = sotu.fetch(work)
+def texts(work: Path) -> sotu.Texts:
+    """All that is trained on, and what of the held-out text is measured."""
+    fetched = sotu.fetch(work)
     part = work / "schedules-heldout.txt"
-    part.write_text(texts.held_out.read_text(encoding="utf-8")[:HELD_OUT], encoding="utf-8")
-    return sotu.Texts(texts.train, part)
+    part.write_text(fetched.held_out.read_text(encoding="utf-8")[:HELD_OUT], encoding="utf-8")
+    return sotu.Texts(fetched.train, part)
 
 
 def _flags(
-    model: Path, texts: sotu.Texts, out: Path, schedule: Schedule, seed: int, steps: int, batch: int
+    model: Path, data: sotu.Texts, out: Path, schedule: Schedule, seed: int, steps: int, batch: int
 ) -> list[object]:
-    flags: list[object] = ["--model", model, "--data", texts.train, "--eval-data", texts.held_out, "--out", out]
+    flags: list[object] = ["--model", model, "--data", data.train, "--eval-data", data.held_out, "--out", out]
     flags += ["--method", schedule.method, "--arenas-max", schedule.arenas_max, "--arenas-end", schedule.arenas_end]
     flags += ["--ctx-size", methods.CONTEXT, "--per-device-train-batch-size", batch, "--max-steps", steps]
     flags += ["--learning-rate", LEARNING_RATE, "--lr-scheduler-type", schedule.scheduler, "--seed", seed]

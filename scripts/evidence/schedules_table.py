@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sherry_gguf.train.directory import open_model
+from sherry_gguf.train.evaluate import perplexity
 from sherry_gguf.train.layers import quantize_model, quantized_layers
 from sherry_gguf.train.measures import MAGNITUDE_EDGES
 from sherry_gguf.weights.granularity import Granularity
@@ -25,16 +26,25 @@ def run(args: argparse.Namespace) -> None:
     start = schedules.start(args.work)
     codes: dict[str, Codes] = {}  # of the start, by method
     for schedule, _, directory in schedules.finished(args.work, args.seeds):
-        row = (f"{methods.perplexity(directory):.1f}",)
+        row: tuple[str, ...] = (f"{methods.perplexity(directory):.1f}",)
         if schedule.method != "float":
             before = codes.setdefault(schedule.method, codes_of(start, schedule.method))
             row += (*measured(directory), f"{100 * changed(before, codes_of(directory, schedule.method)):.0f}%")
         rows.setdefault(schedule.name, []).append(row)
     print("| | held-out perplexity | effective rank | near alpha / 2 | near alpha | codes changed |")
     print("|---" * 6 + "|")
-    print(f"| the float model | {methods.perplexity(start):.1f} |")
+    print(f"| the float model | {methods.perplexity(start):.1f} | | | | |")
+    print(f"| the same, made Sherry as it is | {as_it_is(args.work):.1f} | | | | |")
     for name, values in rows.items():
-        print(f"| {name} | {' | '.join(', '.join(cell) for cell in zip(*values, strict=True))} |")
+        cells = [", ".join(cell) for cell in zip(*values, strict=True)]
+        print(f"| {name} | {' | '.join(cells + [''] * (5 - len(cells)))} |")
+
+
+def as_it_is(work: Path) -> float:
+    """Held-out perplexity of the float model with Sherry's weights, before it is trained on."""
+    model, tokenizer = open_model(schedules.start(work))
+    quantize_model(model, "sherry", Granularity("per_group", schedules.GROUP_SIZE))
+    return perplexity(model.eval(), tokenizer, [schedules.texts(work).held_out], methods.CONTEXT)
 
 
 def measured(directory: Path) -> tuple[str, str, str]:
