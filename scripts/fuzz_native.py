@@ -156,7 +156,11 @@ def fuzz(program: Path, seed: int, numbers: Iterator[int], folder: Path, counts:
         for number, file, told in zip(batch, files, outcomes(program, files, folder), strict=True):
             counts["mutants"] += 1
             path.write_bytes(file)
-            if wrong := told.ended or against_python(path, told, counts):
+            try:
+                wrong = told.ended or against_python(path, told, counts)
+            except Exception as error:  # that is no refusal: a finding as well
+                wrong = f"the Python reader: {type(error).__name__}: {error}"
+            if wrong:
                 yield f"--seed {seed} --number {number}: {wrong}"
 
 
@@ -190,7 +194,7 @@ def main() -> int:
         for finding in fuzz(program, arguments.seed, numbers, arguments.keep or Path(scratch), counts):
             found += 1
             print(finding, flush=True)
-        mutants = counts.pop("mutants")
+        mutants = counts.pop("mutants", 0)
         told = ", ".join(f"{what} {times}" for what, times in sorted(counts.items()))
         print(f"{mutants} mutants with seed {arguments.seed}: {told}")
     return 1 if found else 0

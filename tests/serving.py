@@ -25,7 +25,7 @@ def served(runtime: llama_cpp.Build, file: Path, log: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    place = ["--host", "127.0.0.1", "--port", str(port), "-c", "256", "-np", "1", "-n", "48"]
+    place = ["--host", "127.0.0.1", "--port", str(port), "-c", "256", "-np", "1", "-n", "48", "--ignore-eos"]
     with log.open("w") as said:
         server = subprocess.Popen(
             [runtime.program("llama-server"), "-m", file, *place], stdin=subprocess.DEVNULL, stdout=said, stderr=said
