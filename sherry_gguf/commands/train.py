@@ -64,7 +64,7 @@ _OFTEN: Final = {
         "--resume-from-checkpoint": ("true|DIR", "go on from the last checkpoint in --out, or from another"),
     },
     "checks": {"--logging-steps": ("N", "steps between two lines of the log (default %(default)s)")},
-    "expert": {"--lr-scheduler-type": ("NAME", "default %(default)s; with Arenas take warmup_stable_decay")},
+    "expert": {"--lr-scheduler-type": ("NAME", "default %(default)s, which falls from --arenas-end on")},
 }
 
 

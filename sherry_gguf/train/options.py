@@ -102,7 +102,7 @@ class Arguments(TrainingArguments):
 
     learning_rate: float = field(default=1e-3, metadata=_help("the largest; a model that is trained wants a tenth"))
     lr_scheduler_type: str = field(
-        default="cosine", metadata=_help("with Arenas take warmup_stable_decay: the rate falls where lambda has ended")
+        default="warmup_stable_decay", metadata=_help("this one falls from --arenas-end on, with Arenas or without")
     )
     warmup_steps: float = field(default=0.05, metadata=_help("steps in which the rate rises; below 1: a share"))
     bf16: bool = field(
