@@ -97,7 +97,7 @@ def test_edges_of_activations(ggml: Any, stq1_0: Any, kernel: Any) -> None:
 def test_tiles_take_44_bytes_a_block(ggml: Any, stq1_0: Any) -> None:
     with ggml.tiled((33, 3 * 42), stq1_0) as tensor:
         ggml.base.ggml_backend_buft_get_alloc_size.restype = ctypes.c_size_t
-        buffer_type = ctypes.c_void_p(ggml.cpu.ggml_backend_cpu_sherry_buffer_type())
+        buffer_type = ggml.buffer_type("CPU_SHERRY")
         size = ggml.base.ggml_backend_buft_get_alloc_size(buffer_type, ctypes.c_void_p(tensor.handle))
         assert size == 33 * 3 * 44
 
