@@ -18,7 +18,7 @@ def test_demo_model(repository, heldout_text):
     assert sum(file.stat().st_size for file in directory.iterdir()) < 12e6
     model, tokenizer = load_sherry(directory)
     # on another machine fp32 sums have another order
-    assert perplexity(model, tokenizer, [heldout_text], 512) == pytest.approx(49.8272, rel=1e-4)
+    assert perplexity(model, tokenizer, [heldout_text], 512) == pytest.approx(49.9055, rel=1e-4)
 
 
 def test_weights_that_transformers_does_not_read(tiny_checkpoint, tmp_path):
