@@ -65,6 +65,12 @@ STEPS = (
         ("ggml/src/ggml-cpu/repack-*",),
         (f"{NATIVE}q8_0_tiles.py",),
     ),
+    Step(
+        "apart: threads that wait sleep after a while",
+        ("0014-*",),
+        ("ggml/src/ggml-cpu/barrier-wait.h",),
+        (f"{NATIVE}upstream.py",),
+    ),
     Step("apart: backends beside libggml", ("0011-*",), (), (f"{NATIVE}variants.py",)),
     Step(
         "not for upstream: `sherry-logits`", ("0006-*",), ("tools/sherry-logits/*",), ("tests/parity/test_runtime.py",)

@@ -34,7 +34,7 @@ PROGRAMS = (
 )
 FIRST = "llama-cli"  # built before the others where it is among them, and of use from then on
 # test-quant-type-selection is not among them: it asks a model hub for its data
-TESTS = ("test-quantize-fns", "test-backend-ops", "test-gguf")
+TESTS = ("test-quantize-fns", "test-backend-ops", "test-gguf", "test-barrier")
 
 STAMP = prebuilt.STAMP  # in a build's directory: the targets that are complete
 LAST = "last-build.json"  # in the cache: the configuration `sherry-gguf build` was run with last

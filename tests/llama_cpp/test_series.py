@@ -29,6 +29,7 @@ HUNK_LINES = {
     "0011-find-backends": 7,
     "0012-t5": 5,
     "0013-q8-0-x86": 31,
+    "0014-barrier": 6,
 }
 
 

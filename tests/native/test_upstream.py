@@ -28,6 +28,12 @@ def test_gguf(runtime: llama_cpp.Build) -> None:
     run(runtime, "test-gguf")
 
 
+@pytest.mark.parametrize("threads", [2, 8])
+def test_barrier(runtime: llama_cpp.Build, threads: int) -> None:
+    """No waking is missed, also with more threads than processors, which always sleep (patch 0014)."""
+    run(runtime, "test-barrier", str(threads), "5")
+
+
 @pytest.mark.parametrize("kind", ["sherry", "stq1_0"])
 @pytest.mark.parametrize("operator", ["MUL_MAT", "MUL_MAT_ID", "GET_ROWS", "SET_ROWS", "CPY"])
 def test_backend_ops(runtime: llama_cpp.Build, operator: str, kind: str) -> None:
