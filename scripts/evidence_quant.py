@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from bench.flags import TYPES, parse_types
+from evidence.divergence import Scores, scores
 
 from sherry_gguf import llama_cpp
 from sherry_gguf.errors import SherryError
@@ -31,16 +30,6 @@ HELD_OUT = ROOT / "tests/data/sotu-heldout.txt"
 SHIPPED = (ROOT / "tests/data/sotu-sherry", ROOT / "tests/data/angelslim-tiny-g128")
 CHOSEN = ("Q8_0", "Q4_0", "Q2_K", "Q2_0", "TQ2_0", "TQ1_0", "SHERRY", "STQ1_0", "Q1_0")
 SPEEDS = "pp256,tg64"
-
-
-@dataclass(frozen=True)
-class Scores:
-    """llama-perplexity's figures for a file: perplexity, KL divergence from F16 in nats, the same top-1 in %."""
-
-    perplexity: float
-    divergence: float
-    tail: float  # 99.9% of the divergences are below it
-    top: float
 
 
 class Files:
@@ -83,11 +72,10 @@ class Files:
             call(program, "-m", self.f16(), *text, "--save-all-logits", partial)
             partial.replace(base)
         said = call(program, "-m", self.of(name), "--kl-divergence-base", base, "--kl-divergence")
-        patterns = (r"Mean PPL\(Q\)", r"Mean +KLD", r"99\.9% +KLD", r"Same top p")
-        found = [re.search(rf"^{pattern} *: *(-?[\d.]+)", said, re.MULTILINE) for pattern in patterns]
-        if None in found:
-            raise SherryError(f"llama-perplexity gives no figures for {self.of(name)}: {said[-300:]}")
-        return Scores(*(float(match[1]) for match in found if match is not None))
+        try:
+            return scores(said)
+        except SherryError as error:
+            raise SherryError(f"{self.of(name)}: {error}") from None
 
 
 def call(*command: object) -> str:
@@ -141,8 +129,8 @@ def main() -> int:
             print(f"| {checkpoint.name}, {trained} | perplexity | mean KLD | 99.9% KLD | same top-1 % |")
             print("|---|---|---|---|---|", flush=True)
             for name in types:
-                scores = files.scores(name, args.chunks)
-                figures = f"{scores.perplexity:.4f} | {scores.divergence:.6f} | {scores.tail:.4f} | {scores.top:.2f}"
+                found = files.scores(name, args.chunks)
+                figures = f"{found.perplexity:.4f} | {found.divergence:.6f} | {found.tail:.4f} | {found.top:.2f}"
                 print(f"| {name} | {figures} |", flush=True)
             print()
         tests = SPEEDS.split(",")

@@ -90,7 +90,10 @@ def main() -> None:
             raise AssertionError(wrong)
 
     if arguments.input:
-        one_input(arguments.input.read_bytes())
+        try:
+            one_input(arguments.input.read_bytes())
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         return
     corpus = arguments.corpus
     (corpus / "reached").mkdir(parents=True, exist_ok=True)
