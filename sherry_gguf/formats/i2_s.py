@@ -59,10 +59,13 @@ class _LookUpType(BitnetType):
     """TL1 or TL2. The converter in Python writes neither the tail nor, of TL2, two bits for a weight."""
 
     def sizes(self, shape: Sequence[int]) -> list[int]:
-        codes = math.prod(shape) // 4
+        with_tail = super().sizes(shape)
+        if not with_tail:  # a single weight, for one, which has no row
+            return []
         row, rows = shape[0], math.prod(shape[1:])
         in_threes = (row - 256) * rows // 3 * 5 // 8 + 256 * rows // 2 * 4 // 8
-        return [*super().sizes(shape), codes, *([in_threes, in_threes + _TAIL] if self.name == "TL2" else [])]
+        codes = with_tail[0] - _TAIL
+        return [*with_tail, codes, *([in_threes, in_threes + _TAIL] if self.name == "TL2" else [])]
 
 
 I2_S: Final = BitnetType("I2_S", 36, 64, 16)

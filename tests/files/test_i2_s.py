@@ -109,6 +109,14 @@ def test_look_up_types_are_refused_by_name(file, tmp_path, type_id, size, name):
     assert any(f"is {name} of bitnet.cpp" in oddity for oddity in inspection.oddities)
 
 
+@pytest.mark.parametrize("type_id", [36, 38, 39])
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5)])
+def test_a_tensor_that_fills_no_byte_is_none_of_them(build, type_id, shape):
+    """A tensor without dimensions is one weight; a fuzzer found that its row was asked for."""
+    (tensor,) = open_gguf(build([("scalar", shape, type_id, bytes(32))])).tensors
+    assert tensor.type_name not in ("I2_S", "TL1", "TL2")
+
+
 def test_mxfp4_has_its_id_still(file):
     assert open_gguf(file([bytes(ROWS * K // 32 * 17)], 39)).tensors[0].type_name == "MXFP4"
 
