@@ -13,8 +13,8 @@ import numpy as np
 
 T = TypeVar("T")
 
-# Weights: smaller parts stay in the L2 cache, but their threads are more often after Python's lock than at work. Two threads
-# converted a model in 23.6 s with 2**16, 16.0 with 2**19, and one in 18.5 (Emerald Rapids, 2026-11-27).
+# Weights. Smaller parts stay in the L2 cache, but their threads wait for Python's lock more than they work: two threads
+# converted a model in 23.6 s with 2**16 and in 16.0 with 2**19, one in 18.5 (Emerald Rapids, 2026-11-27).
 _PART = 1 << 19
 _MOST = 8  # by default: more wait for memory, and for each other
 
