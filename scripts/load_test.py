@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Many clients at once on llama-server: are the answers those of one client, is memory flat, does it stay?
 
-    python scripts/load_test.py MODEL.gguf [--requests 400] [--clients 8] [--slots 4] [--seed 1]
+    python scripts/load_test.py MODEL.gguf [--requests 400] [--clients 8] [--slots 4] [--seed 1] [--build DIR]
 
 First each of some prompts is answered alone, greedily. Then clients draw requests at random: those prompts again,
 prompts of some hundred tokens, streams that the client leaves after the first words, bodies that are no JSON, and
@@ -178,9 +178,13 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8, metavar="N", help="at once (8)")
     parser.add_argument("--slots", type=int, default=4, metavar="N", help="of the server (4)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="(1)")
+    parser.add_argument("--build", type=Path, metavar="DIR", help="a build of your own: DIR/bin/llama-server")
     arguments: Any = parser.parse_args()
     try:
-        program = llama_cpp.find_build().program("llama-server")
+        build = arguments.build
+        program = build / "bin/llama-server" if build else llama_cpp.find_build().program("llama-server")
+        if not program.is_file():
+            raise SherryError(f"{program}: no such file")
         sizes = arguments.requests, arguments.clients, arguments.slots
         result = load(program, arguments.model, *sizes, arguments.seed)
     except SherryError as error:
