@@ -51,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     flags.basic.add_argument(
         "--gpu",
         choices=sorted(GPUS),
-        help="compile this backend too; with CUDA the layers of Sherry's types stay on the CPU",
+        help="compile this backend too: layers go there by -ngl of llama.cpp's programs",
     )
     flags.checks.add_argument("--tests", action="store_true", help=f"build the native tests too: {' '.join(TESTS)}")
     flags.expert.add_argument(

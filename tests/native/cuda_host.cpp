@@ -6,6 +6,8 @@
 #include <cstring>
 
 #define __device__
+#define __host__
+#define __shared__
 #define __forceinline__ inline
 
 struct float2 { float x, y; };
@@ -39,9 +41,19 @@ static int __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
     return (int) result;
 }
 
+static void __syncthreads() {}
+
 template <ggml_type type> struct ggml_cuda_type_traits;
 
 #include "ggml-cuda/sherry.cuh"
+
+// What the threads of a kernel do at its begin.
+static const bool filled = [] {
+    for (int thread = 0; thread < 64; ++thread) {
+        sherry_fill_patterns(thread);
+    }
+    return true;
+}();
 
 // Rows as get_rows.cu dequantizes them, and their products as mmvq.cu adds them up, in another order.
 #define HOST(name, type, step)                                                                         \

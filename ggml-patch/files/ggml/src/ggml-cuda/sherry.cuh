@@ -16,6 +16,14 @@
 #define QI_STQ1_0     (QK_STQ1_0/32)
 #define VDR_STQ1_0_Q8_1_MMVQ 2
 
+// Of one token, on NVIDIA: threads take 32 weights of each of four rows, whose activations they load once, and two warps suffice.
+#define SHERRY_MMVQ_WARPS 2
+#define SHERRY_MMVQ_ROWS  4
+
+static constexpr __host__ __device__ bool is_sherry(const ggml_type type) {
+    return type == GGML_TYPE_SHERRY || type == GGML_TYPE_SHERRY_G32 || type == GGML_TYPE_SHERRY_2P || type == GGML_TYPE_STQ1_0;
+}
+
 // The four weights of a group, each -1, 0 or 1 in a byte. Bits of index: 3 and 2 are the position of the zero, 1 and 0 say
 // whether the third and the second of the other weights differ in sign from the first; bit 0 of sign is the first one's.
 static __device__ __forceinline__ int sherry_bytes(const uint32_t index, const uint32_t sign) {
@@ -29,6 +37,32 @@ static __device__ __forceinline__ int sherry_bytes(const uint32_t index, const u
 
 static __device__ __forceinline__ uint32_t sherry_load16(const uint8_t * at) {
     return *(const uint16_t *) at;
+}
+
+// Products look the bytes up: a load from shared memory instead of twelve operations. The codes of the 32 lanes of a warp are
+// any, and each pattern has a bank of its own, so that no two lanes meet in one.
+static __device__ __forceinline__ uint32_t * sherry_patterns() {
+    static __shared__ uint32_t patterns[32];
+    return patterns;
+}
+
+// A kernel's first statement, of all its threads.
+static __device__ __forceinline__ void sherry_fill_patterns(const int thread) {
+    if (thread < 32) {
+        sherry_patterns()[thread] = sherry_bytes(thread, thread >> 4);
+    }
+    __syncthreads();
+}
+
+// Where four groups lie in that table, in bytes from its begin, a byte each. Indices are the low nibbles of their bytes, signs
+// the low four bits; what is above them is ignored.
+static __device__ __forceinline__ uint32_t sherry_places(const uint32_t indices, const uint32_t signs) {
+    return (indices << 2 & 0x3C3C3C3C) | ((signs & 0xF)*0x08102040 & 0x40404040);
+}
+
+// Group k of those.
+static __device__ __forceinline__ int sherry_look_up(const uint32_t places, const int k) {
+    return *(const int *) ((const char *) sherry_patterns() + __byte_perm(places, 0, 0x4440 + k));
 }
 
 static __device__ __forceinline__ float sherry_scale(const uint8_t d[2]) {
@@ -101,10 +135,13 @@ static __device__ __forceinline__ int sherry_dot(const block_sherry * x, const b
 
     int sum = 0;
 #pragma unroll
-    for (int k = 0; k < 8; k += 2) {
-        const uint32_t indices = sherry_load16(qs + k) >> shift;
-        sum = ggml_cuda_dp4a(sherry_bytes(indices,      signs >> k),       get_int_b4(y[iqs].qs, k),     sum);
-        sum = ggml_cuda_dp4a(sherry_bytes(indices >> 8, signs >> (k + 1)), get_int_b4(y[iqs].qs, k + 1), sum);
+    for (int g = 0; g < 8; g += 4) {
+        const uint32_t indices = sherry_load16(qs + g) | sherry_load16(qs + g + 2) << 16;
+        const uint32_t places  = sherry_places(indices >> shift, signs >> g);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            sum = ggml_cuda_dp4a(sherry_look_up(places, k), get_int_b4(y[iqs].qs, g + k), sum);
+        }
     }
     return sum;
 }
@@ -126,10 +163,13 @@ static __device__ __forceinline__ float vec_dot_sherry_g32_q8_1(
     const void * __restrict__ vbq, const block_q8_1 * __restrict__ bq8_1, const int & kbx, const int & iqs) {
     const block_sherry_g32 * x = (const block_sherry_g32 *) vbq + kbx;
 
+    const uint32_t indices = x->qs[0] | x->qs[1] << 8 | x->qs[2] << 16 | (uint32_t) x->qs[3] << 24;
+    const uint32_t places[2] = { sherry_places(indices, x->signs), sherry_places(indices >> 4, x->signs >> 4) };
+
     int sum = 0;
 #pragma unroll
     for (int g = 0; g < 8; ++g) {
-        sum = ggml_cuda_dp4a(sherry_group(x, g), get_int_b4(bq8_1[iqs].qs, g), sum);
+        sum = ggml_cuda_dp4a(sherry_look_up(places[g/4], g%4), get_int_b4(bq8_1[iqs].qs, g), sum);
     }
     return sherry_scale(x->d) * __low2float(bq8_1[iqs].ds) * sum;
 }
@@ -142,12 +182,14 @@ static __device__ __forceinline__ float vec_dot_stq1_0_q8_1(
 #pragma unroll
     for (int quad = 0; quad < 4; ++quad) {
         const int      first   = iqs*8 + 4*quad; // group
-        const uint32_t indices = sherry_load16(x->qs + first/2);
-        const uint32_t signs   = x->sign[first/8] >> first%8;
+        const uint32_t nibbles = sherry_load16(x->qs + first/2);
+        const uint32_t pairs   = (nibbles | nibbles << 8) & 0x00FF00FF;
+        const uint32_t indices = (pairs   | pairs   << 4) & 0x0F0F0F0F;
+        const uint32_t places  = sherry_places(indices, x->sign[first/8] >> first%8);
         int groups[4];
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-            groups[k] = sherry_bytes(indices >> 4*k, signs >> k);
+            groups[k] = sherry_look_up(places, k);
         }
         // transposed, a register is one lane of the four groups, whose activations are neighbours
         const int low01  = __byte_perm(groups[0], groups[1], 0x5140), low23  = __byte_perm(groups[2], groups[3], 0x5140);

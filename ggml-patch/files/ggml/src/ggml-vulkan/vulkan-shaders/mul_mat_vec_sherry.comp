@@ -21,24 +21,33 @@ FLOAT_TYPE temp[NUM_COLS][NUM_ROWS];
 #define BLOCK(ib, plane) data_a_packed16[ib]
 #endif
 
-// Eight groups: a nibble each in indices, a bit each in signs.
+// Eight groups. A code is five bits, the index and above it the sign, and a byte of codes: half h has the groups GROUP(h, 0)
+// to GROUP(h, 3). The bits above a code are 0.
 struct octet
 {
-    uint indices;
-    uint signs;
+    uvec2 codes;
     float d;
 };
 
+// Four bits, or the even ones of a byte, to bit 4 of each byte. Where two copies of them add up, they carry into bits that
+// nobody reads.
+#define SIGNS_OF_4(bits)    ((bits) * 0x02040810u)
+#define SIGNS_OF_EVEN(bits) (((bits) & 0x55u) * 0x00410410u)
+
+uint codes_of_4(const uint indices, const uint signs) {
+    return (indices & 0x0F0F0F0Fu) | (signs & 0x10101010u);
+}
+
 #if defined(DATA_A_STQ1_0)
+
+#define GROUP(h, j) (2 * (j) + (h))
 
 // Groups 8*t to 8*t + 7.
 octet load_octet(const uint ib, const uint t, const uint plane) {
-    return octet(uint(BLOCK(ib, plane).qs[2*t]) | uint(BLOCK(ib, plane).qs[2*t + 1]) << 16,
-                 uint(data_a[ib].signs[t]), float(BLOCK(ib, plane).d));
-}
-
-uint index_shift(const uint k) {
-    return 4*k;
+    const uint indices = uint(BLOCK(ib, plane).qs[2*t]) | uint(BLOCK(ib, plane).qs[2*t + 1]) << 16;
+    const uint signs = uint(data_a[ib].signs[t]);
+    return octet(uvec2(codes_of_4(indices, SIGNS_OF_EVEN(signs)), codes_of_4(indices >> 4, SIGNS_OF_EVEN(signs >> 1))),
+                 float(BLOCK(ib, plane).d));
 }
 
 // A vector of data_b_v4 is one lane of four groups here, 16 weights before the next lane: transposed, it is a group's weights.
@@ -54,22 +63,23 @@ void load_inputs(const uint y, const uint t, out vec4 b[8]) {
 
 #else
 
+#define GROUP(h, j) (4 * (h) + (j))
+
 // Bytes 4*t to 4*t + 3 of the indices. Their low nibbles are groups 4*t to 4*t + 3 of the block's first half, their high ones
 // the same of its second half.
 octet load_octet(const uint ib, const uint t, const uint plane) {
 #if defined(DATA_A_SHERRY_G32)
-    return octet(pack32(u8vec4(data_a[ib].qs[0], data_a[ib].qs[1], data_a[ib].qs[2], data_a[ib].qs[3])),
-                 uint(data_a[ib].signs), SHERRY_G32_SCALE(data_a[ib]));
+    const uint indices = pack32(u8vec4(data_a[ib].qs[0], data_a[ib].qs[1], data_a[ib].qs[2], data_a[ib].qs[3]));
+    const uint low  = uint(data_a[ib].signs) & 0xFu;
+    const uint high = uint(data_a[ib].signs) >> 4;
+    const float d = SHERRY_G32_SCALE(data_a[ib]);
 #else
+    const uint indices = uint(BLOCK(ib, plane).qs[2*t]) | uint(BLOCK(ib, plane).qs[2*t + 1]) << 16;
     const uint low  = bitfieldExtract(uint(BLOCK(ib, plane).signs[0]), int(4*t), 4);
     const uint high = bitfieldExtract(uint(BLOCK(ib, plane).signs[1]), int(4*t), 4);
-    return octet(uint(BLOCK(ib, plane).qs[2*t]) | uint(BLOCK(ib, plane).qs[2*t + 1]) << 16,
-                 low | high << 4, float(BLOCK(ib, plane).d));
+    const float d = float(BLOCK(ib, plane).d);
 #endif
-}
-
-uint index_shift(const uint k) {
-    return k % 4 * 8 + k / 4 * 4;
+    return octet(uvec2(codes_of_4(indices, SIGNS_OF_4(low)), codes_of_4(indices >> 4, SIGNS_OF_4(high))), d);
 }
 
 void load_inputs(const uint y, const uint t, out vec4 b[8]) {
@@ -80,17 +90,49 @@ void load_inputs(const uint y, const uint t, out vec4 b[8]) {
 
 #endif
 
+#if defined(DATA_A_SHERRY_G32)
+
+// A thread's eight groups are a whole block here, with a scale, and arithmetic measured better than the table.
+void fill_patterns() {
+}
+
+vec4 pattern(const uint code) {
+    return sherry_group(code, code >> 4);
+}
+
+#else
+
+// The 32 patterns: the upper halves of four floats, of which a float of 1, 0 or -1 has no other bits.
+shared uvec2 patterns[32];
+
+void fill_patterns() {
+    for (uint code = gl_LocalInvocationIndex.x; code < 32; code += gl_WorkGroupSize.x) {
+        const uvec4 bits = floatBitsToUint(sherry_group(code, code >> 4));
+        patterns[code] = uvec2(bits.x >> 16 | bits.y, bits.z >> 16 | bits.w);
+    }
+    barrier();
+}
+
+vec4 pattern(const uint code) {
+    const uvec2 halves = patterns[code];
+    return uintBitsToFloat(uvec4(halves.x << 16, halves.x & 0xFFFF0000u, halves.y << 16, halves.y & 0xFFFF0000u));
+}
+
+#endif
+
 void calc_octet(const uint a_offset, const uint b_offset, const uint t, const uint i, const uint num_blocks_per_row, const uint first_row, const uint num_rows) {
     [[unroll]] for (uint n = 0; n < num_rows; ++n) {
         const uint ib = a_offset + (first_row + n)*num_blocks_per_row + i;
 
-        int32_t groups[PLANES][8];
+        vec4 groups[PLANES][8];
         float d[PLANES];
         [[unroll]] for (uint plane = 0; plane < PLANES; ++plane) {
             const octet o = load_octet(ib, t, plane);
             d[plane] = o.d;
-            [[unroll]] for (uint k = 0; k < 8; ++k) {
-                groups[plane][k] = sherry_bytes(o.indices >> index_shift(k), o.signs >> k);
+            [[unroll]] for (uint h = 0; h < 2; ++h) {
+                [[unroll]] for (uint j = 0; j < 4; ++j) {
+                    groups[plane][GROUP(h, j)] = pattern(bitfieldExtract(o.codes[h], int(8*j), 5));
+                }
             }
         }
 
@@ -100,7 +142,7 @@ void calc_octet(const uint a_offset, const uint b_offset, const uint t, const ui
             [[unroll]] for (uint plane = 0; plane < PLANES; ++plane) {
                 FLOAT_TYPE sum = FLOAT_TYPE(0.0);
                 [[unroll]] for (uint k = 0; k < 8; ++k) {
-                    sum += FLOAT_TYPE(dot(b[k], vec4(unpack8(groups[plane][k]))));
+                    sum += FLOAT_TYPE(dot(b[k], groups[plane][k]));
                 }
                 temp[j][n] = fma(FLOAT_TYPE(d[plane]), sum, temp[j][n]);
             }
@@ -130,6 +172,8 @@ void compute_outputs(const uint32_t first_row, const uint32_t num_rows) {
 }
 
 void main() {
+    fill_patterns();
+
     const uint first_row = NUM_ROWS * (gl_WorkGroupID.x + gl_NumWorkGroups.x * gl_WorkGroupID.z);
 
     // NUM_ROWS at a time, unless fewer are left
