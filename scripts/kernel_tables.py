@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-ISAS = ("generic", "avx2", "avx512", "avx512vbmi", "neon")
+ISAS = ("generic", "avx2", "avx512", "avx512vbmi", "amx", "neon")
 
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 
@@ -46,6 +46,7 @@ class TileKernel(ctypes.Structure):
         ("tables_g32", ctypes.CFUNCTYPE(None, _POINTER, _POINTER)),
         ("mul", _MUL),
         ("mul_g32", _MUL),
+        ("many", _POINTER),
     )
 
 

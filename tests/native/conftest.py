@@ -274,6 +274,7 @@ NEEDS = {
     "avx2": ("avx2", "fma", "f16c"),
     "avx512": ("avx512",),
     "avx512vbmi": ("avx512", "avx512_vbmi"),
+    "amx": ("avx512", "avx512_vbmi", "amx_int8"),
     "neon": ("neon",),
 }
 

@@ -6,6 +6,7 @@
 // Buffers have exactly the size needed, weights lie at odd addresses: where a sanitizer looks on, a read or write beside
 // them ends the program.
 
+#include "ggml-cpu/sherry/isa.h"
 #include "ggml-cpu/sherry/row.h"
 #include "ggml-cpu/sherry/tile.h"
 #include "ggml-impl.h"
@@ -14,6 +15,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#if defined(SHERRY_ISA_AMX)
+#include <immintrin.h>
+#endif
 
 #define CHECK(condition, ...)                                                     \
     if (!(condition)) {                                                           \
@@ -29,7 +34,7 @@
 #define MAGNITUDE(b) (b%2 ? 5 : 127) // 3*127 = 31*12 + 9 and 3*5 = 15: the largest parts that a sum is looked up in
 #define START        1000 // what results are added to
 
-static const char * const names[] = { "generic", "avx2", "avx512", "avx512vbmi", "neon" };
+static const char * const names[] = { "generic", "avx2", "avx512", "avx512vbmi", "amx", "neon" };
 
 size_t ggml_row_size(enum ggml_type type, int64_t n) {
     return type == GGML_TYPE_SHERRY ? n/QK_SHERRY*sizeof(block_sherry) :
@@ -603,6 +608,186 @@ static void check_tiles_g32(const struct ggml_sherry_tile_kernel * kernel, enum 
 }
 
 //
+// many tokens
+//
+
+// Registers of a matrix unit are configured by whoever has used them before in this thread, and stay so.
+#if defined(SHERRY_ISA_AMX)
+static const uint8_t configs[][64] = { { 0 }, { 1, [16] = 32, [18] = 64, [48] = 3, [49] = 16 } };
+#endif
+
+static void mul_many(const struct ggml_sherry_many * many, int n_tiles, size_t stride, const void * tiles, int n_blocks,
+                     int n_planes, int n_scales, int n_tokens, const void * strips, float * const * dst) {
+#if defined(SHERRY_ISA_AMX)
+    const uint8_t * config = configs[random_bits()%2];
+    uint8_t kept[64];
+    _tile_loadconfig(config);
+    many->mul(n_tiles, stride, tiles, n_blocks, n_planes, n_scales, n_tokens, strips, dst);
+    memset(kept, 0xCC, sizeof(kept));
+    _tile_storeconfig(kept);
+    _tile_release();
+    CHECK(memcmp(kept, config, sizeof(kept)) == 0, "the matrix unit is left configured otherwise than it was");
+#else
+    many->mul(n_tiles, stride, tiles, n_blocks, n_planes, n_scales, n_tokens, strips, dst);
+#endif
+}
+
+// The product of tiles and x[token*n + block], whose scales are d[n_scales*(token*n + block)], n blocks of a token. Results
+// of each token end where its memory does.
+static void multiply_many(const struct ggml_sherry_many * many, int n_tiles, size_t stride, const void * tiles, int n_blocks,
+                          int n_planes, int n_scales, int n_tokens, const block_q8_sherry * x, const float * d, float ** dst) {
+    const int n = n_blocks/n_planes, n_strips = (n_tokens + SHERRY_STRIP_TOKENS - 1)/SHERRY_STRIP_TOKENS;
+    char * strips = aligned_alloc(64, n*n_strips*SHERRY_STRIP_BYTES(n_scales));
+    memset(strips, 0xCC, n*n_strips*SHERRY_STRIP_BYTES(n_scales));
+    for (int i = 0; i < n*n_strips; ++i) {
+        const int b = i/n_strips, first = i%n_strips*SHERRY_STRIP_TOKENS;
+        const int here = n_tokens - first < SHERRY_STRIP_TOKENS ? n_tokens - first : SHERRY_STRIP_TOKENS;
+        const block_q8_sherry * of_tokens[SHERRY_STRIP_TOKENS];
+        const float           * scales[SHERRY_STRIP_TOKENS];
+        for (int t = 0; t < here; ++t) {
+            of_tokens[t] = x + (first + t)*n + b;
+            scales[t]    = d + ((first + t)*n + b)*n_scales;
+        }
+        many->arrange(of_tokens, scales, n_scales, here, strips + i*SHERRY_STRIP_BYTES(n_scales));
+    }
+    for (int t = 0; t < n_tokens; ++t) {
+        dst[t] = malloc(n_tiles*ROWS*sizeof(float));
+        memset(dst[t], 0xFF, n_tiles*ROWS*sizeof(float)); // NaN
+    }
+    mul_many(many, n_tiles, stride, tiles, n_blocks, n_planes, n_scales, n_tokens, strips, dst);
+    free(strips);
+}
+
+// With 128 tokens, each of which has one activation, the results are the weights.
+static void check_decoded(const struct ggml_sherry_tile_kernel * kernel) {
+    block_sherry rows[ROWS];
+    char tile[SHERRY_TILE_BYTES];
+    for (int r = 0; r < ROWS; ++r) {
+        fill_row(SCALED, r, 1, rows + r);
+        set_scale(rows + r, 1);
+    }
+    kernel->pack(rows, 1, tile);
+
+    block_q8_sherry * x = calloc(QK_SHERRY, sizeof(*x));
+    float   d[QK_SHERRY];
+    float * dst[QK_SHERRY];
+    for (int t = 0; t < QK_SHERRY; ++t) {
+        x[t].qs[t%4*SHERRY_GROUPS + t/4] = 1;
+        d[t] = 1;
+    }
+    multiply_many(kernel->many, 1, sizeof(tile), tile, 1, 1, 1, QK_SHERRY, x, d, dst);
+    for (int r = 0; r < ROWS; ++r) {
+        int8_t w[QK_SHERRY];
+        ggml_sherry_decode(rows + r, w);
+        for (int t = 0; t < QK_SHERRY; ++t) {
+            CHECK(dst[t][r] == w[t], "%s: row %d, weight %d: %g, not %d", kernel->name, r, t, (double) dst[t][r], w[t]);
+        }
+    }
+    for (int t = 0; t < QK_SHERRY; ++t) {
+        free(dst[t]);
+    }
+    free(x);
+}
+
+static void check_many(const struct ggml_sherry_tile_kernel * kernel, enum kind kind, int n_tiles, int n_tokens, int n_blocks,
+                       int n_planes) {
+    const int n = n_blocks/n_planes, n_rows = n_tiles*ROWS;
+    const size_t stride = (n_blocks + 1)*SHERRY_TILE_BYTES;
+    char * rows_room;
+    char * tiles_room;
+    block_sherry * rows = at_odd_address(n_rows*n_blocks*sizeof(*rows), &rows_room);
+    char * tiles = at_odd_address(n_tiles*stride - SHERRY_TILE_BYTES, &tiles_room);
+    for (int r = 0; r < n_rows; ++r) {
+        fill_row(kind, r + r/ROWS, n_blocks, rows + r*n_blocks);
+    }
+    for (int i = 0; i < n_tiles*n_blocks; ++i) {
+        kernel->pack(rows + i/n_blocks*ROWS*n_blocks + i%n_blocks, n_blocks,
+                     tiles + i/n_blocks*stride + i%n_blocks*SHERRY_TILE_BYTES);
+    }
+    block_q8_sherry * x = malloc(n_tokens*n*sizeof(*x));
+    float  * d   = malloc(n_tokens*n*sizeof(*d));
+    float ** dst = malloc(n_tokens*sizeof(*dst));
+    for (int t = 0; t < n_tokens; ++t) {
+        fill_activations(kind, t, n, x + t*n);
+        for (int b = 0; b < n; ++b) {
+            d[t*n + b] = x[t*n + b].d;
+        }
+    }
+    multiply_many(kernel->many, n_tiles, stride, tiles, n_blocks, n_planes, 1, n_tokens, x, d, dst);
+    for (int t = 0; t < n_tokens; ++t) {
+        for (int r = 0; r < n_rows; ++r) {
+            float sum = 0;
+            for (int b = 0; b < n_blocks; ++b) {
+                sum = expected(sum, 1, rows + r*n_blocks + b, x + t*n + b/n_planes);
+            }
+            CHECK(dst[t][r] == sum, "%s: kind %d, %d tiles, %d tokens, %d blocks, %d planes: row %d of token %d: %a, not %a",
+                  kernel->name, kind, n_tiles, n_tokens, n_blocks, n_planes, r, t, (double) dst[t][r], (double) sum);
+        }
+        free(dst[t]);
+    }
+    free(rows_room);
+    free(tiles_room);
+    free(x);
+    free(d);
+    free(dst);
+}
+
+static void check_many_g32(const struct ggml_sherry_tile_kernel * kernel, enum kind kind, int n_tiles, int n_tokens,
+                           int n_blocks) {
+    const int    n = (n_blocks + 3)/4, n_rows = n_tiles*ROWS; // of tiles
+    const size_t stride = n*SHERRY_G32_TILE_BYTES;
+    block_sherry_g32 * rows = malloc(n_rows*n_blocks*sizeof(*rows));
+    char * tiles = malloc(n_tiles*stride);
+    for (int r = 0; r < n_rows; ++r) {
+        fill_row_g32(kind, r + r/ROWS, n_blocks, rows + r*n_blocks);
+    }
+    for (int i = 0; i < n_tiles*n; ++i) {
+        const int b = i%n, here = n_blocks - 4*b < 4 ? n_blocks - 4*b : 4;
+        ggml_sherry_pack_g32(kernel, rows + i/n*ROWS*n_blocks + 4*b, n_blocks, here,
+                             tiles + i/n*stride + b*SHERRY_G32_TILE_BYTES);
+    }
+    block_q8_sherry_g32 * x = malloc(n_tokens*n_blocks*sizeof(*x));
+    block_q8_sherry * joined = malloc(n_tokens*n*sizeof(*joined));
+    float  * d   = calloc(n_tokens*n*4, sizeof(*d));
+    float ** dst = malloc(n_tokens*sizeof(*dst));
+    for (int t = 0; t < n_tokens; ++t) {
+        fill_activations_g32(kind, t, n_blocks, x + t*n_blocks, joined + t*n);
+        for (int b = 0; b < n_blocks; ++b) {
+            d[t*n*4 + b] = x[t*n_blocks + b].d;
+        }
+    }
+    multiply_many(kernel->many, n_tiles, stride, tiles, n, 1, SHERRY_G32_SCALES, n_tokens, joined, d, dst);
+    for (int t = 0; t < n_tokens; ++t) {
+        for (int r = 0; r < n_rows; ++r) {
+            const float sum = expected_g32(0, n_blocks, rows + r*n_blocks, x + t*n_blocks);
+            CHECK(dst[t][r] == sum, "%s, SHERRY_G32: kind %d, %d tiles, %d tokens, %d blocks: row %d of token %d: %a, not %a",
+                  kernel->name, kind, n_tiles, n_tokens, n_blocks, r, t, (double) dst[t][r], (double) sum);
+        }
+        free(dst[t]);
+    }
+    free(rows);
+    free(tiles);
+    free(x);
+    free(joined);
+    free(d);
+    free(dst);
+}
+
+static void check_many_tokens(const struct ggml_sherry_tile_kernel * kernel) {
+    static const int n_tokens[] = { 1, 2, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 127, 128 };
+    check_decoded(kernel);
+    for (int kind = 0; kind < N_KINDS; ++kind) {
+        for (size_t i = 0; i < COUNT(n_tokens); ++i) {
+            const int n_tiles = n_tokens[i] < 32 ? 3 : 1;
+            check_many(kernel, kind, n_tiles, n_tokens[i], 1 + (int) i%3, 1);
+            check_many(kernel, kind, n_tiles, n_tokens[i], 2 + 2*((int) i%2), SHERRY_2P_PLANES);
+            check_many_g32(kernel, kind, n_tiles, n_tokens[i], 1 + (int) i%6);
+        }
+        check_many(kernel, kind, 2, 20, MAX_BLOCKS, 1);
+    }
+}
+
+//
 // quantizers and what reads blocks
 //
 
@@ -655,7 +840,9 @@ int main(int argc, char ** argv) {
     CHECK(argc < 3 || strcmp(best_row->name,  argv[2]) == 0, "rows are multiplied by %s",  best_row->name);
 
     for (int i = 3; i < argc; ++i) {
-        CHECK(ggml_sherry_tile_kernel_named(argv[i]) != NULL, "there is no kernel %s of tiles", argv[i]);
+        const struct ggml_sherry_tile_kernel * kernel = ggml_sherry_tile_kernel_named(argv[i]);
+        CHECK(kernel != NULL, "there is no kernel %s of tiles", argv[i]);
+        CHECK(kernel->many == NULL || kernel->many->allowed(), "the system does not allow %s", argv[i]);
     }
 
     static const float special[] = { 0, 1e-45f, 3.4e38f, -INFINITY, NAN };
@@ -687,6 +874,12 @@ int main(int argc, char ** argv) {
                     }
                 }
             }
+        }
+    }
+    for (size_t k = 0; k < COUNT(names); ++k) {
+        const struct ggml_sherry_tile_kernel * kernel = ggml_sherry_tile_kernel_named(names[k]);
+        if (kernel != NULL && kernel->many != NULL && kernel->many->allowed()) {
+            check_many_tokens(kernel);
         }
     }
     puts("ok");

@@ -35,11 +35,13 @@ pytestmark = [
 # of tiles, all that the library has, and then of rows, the best
 NONE, AVX2 = [["generic"], "generic"], [["avx2", "generic"], "avx2"]
 AVX512, VBMI = [["avx512", "avx2", "generic"], "avx2"], [["avx512", "avx512vbmi", "avx2", "generic"], "avx2"]
+AMX = [["avx512", "avx512vbmi", "amx", "avx2", "generic"], "avx2"]
 KERNELS: dict[str, list[Any]] = {
     "x64": NONE, "sse42": NONE, "sandybridge": NONE, "ivybridge": NONE, "piledriver": NONE,
     "haswell": AVX2, "alderlake": AVX2,
     "skylakex": AVX512, "cascadelake": AVX512, "cooperlake": AVX512,
-    "cannonlake": VBMI, "icelake": VBMI, "zen4": VBMI, "sapphirerapids": VBMI,
+    "cannonlake": VBMI, "icelake": VBMI, "zen4": VBMI,
+    "sapphirerapids": AMX,
 }  # fmt: skip
 
 TARGET = "sherry-logits"

@@ -33,6 +33,12 @@
 #define SHERRY_ISA_AVX512VBMI
 #endif
 
+// AMX has tdpbssd, products of matrices of bytes. All its processors have VBMI, whose tiles it multiplies. Tests have its
+// instructions in plain C.
+#if defined(SHERRY_ISA_AVX512VBMI) && ((defined(__AMX_TILE__) && defined(__AMX_INT8__)) || defined(SHERRY_AMX_EMULATED))
+#define SHERRY_ISA_AMX
+#endif
+
 // vpdpbusd with registers of 512 bits
 #if defined(__AVX512VNNI__)
 #define SHERRY_ISA_AVX512VNNI

@@ -17,6 +17,10 @@
 // panel of eight tokens with all the rows, and each thread makes its own tables, of some blocks at a time, so that they
 // stay in its second-level cache.
 //
+// Where the kernel has a unit for many tokens (tile.h), that takes panels of up to 128, whose activations are arranged
+// beforehand, by all threads together. Decoding the weights takes as long as looking up the sums of a few tokens, so
+// that panels of less than eight, as an expert may have, go the other way.
+//
 // Weights that lie in rows are packed into tiles as they are needed, a few blocks at a time, which stay in the first-level
 // cache. Packing takes nearly as long as multiplying with one token, and together that is about as fast as TQ2_0's vec_dot
 // is; a vec_dot of SHERRY has to unpack five bits for each row, and is not. With few tokens weights come from memory, and no
@@ -31,6 +35,7 @@ constexpr int64_t PANEL_TOKENS = 8;  // otherwise: tokens of a panel
 constexpr int64_t RUN_BLOCKS   = 16; // otherwise: blocks whose tables a thread makes at a time
 constexpr int64_t PACK_BLOCKS  = 4;  // of rows, that are packed at a time for few tokens: whole blocks of STQ1_0
 constexpr int64_t PARTS        = 4;  // otherwise: per thread at least, so that a slow thread does not hold up the others
+constexpr int64_t LEAST_MANY   = 8;  // tokens of a panel that a unit for many tokens is worth while for
 constexpr size_t  CACHE_LINE   = 64;
 
 #if defined(__GNUC__)
@@ -48,11 +53,19 @@ struct panel {
     const char * weights;
     int64_t first; // token
     int64_t count;
+    char *  strips; // for a unit for many tokens, its activations; otherwise nullptr
+
+    int64_t n_strips() const { return (count + SHERRY_STRIP_TOKENS - 1)/SHERRY_STRIP_TOKENS; }
 };
 
 template <typename T> T * at(const ggml_tensor * t, int64_t i0, int64_t i1, int64_t i2 = 0, int64_t i3 = 0) {
     return (T *) ((char *) t->data + i0*t->nb[0] + i1*t->nb[1] + i2*t->nb[2] + i3*t->nb[3]);
 }
+
+struct counts {
+    int64_t panels;
+    int64_t strips;
+};
 
 // Everything about one operation, and where its parts lie in wdata.
 struct plan {
@@ -64,6 +77,7 @@ struct plan {
     bool in_tiles; // weights, or in rows
 
     const ggml_sherry_tile_kernel * kernel;
+    const ggml_sherry_many *        many; // that there are enough tokens for, or nullptr
 
     bool   g32;        // SHERRY_G32: four scales in a block, and rows that end inside one
     int    n_scales;   // of a row in a block, and of activations
@@ -79,7 +93,7 @@ struct plan {
     size_t  row_bytes; // of weights, as they are kept
 
     size_t size = 0;
-    size_t q8, q8_g32, d, tokens, panels, n_panels, tables, packed; // offsets
+    size_t q8, q8_g32, d, tokens, panels, counts, tables, packed, strips; // offsets
 
     plan(int n_threads, ggml_tensor * op, bool in_tiles)
         : weights(op->src[0]), x(op->src[1]), ids(op->src[2]), dst(op), in_tiles(in_tiles) {
@@ -93,7 +107,9 @@ struct plan {
         n_tiles    = weights->ne[1]/SHERRY_TILE_ROWS;
         n_rows     = ggml_nrows(x);
         n_tokens   = ids ? ggml_nelements(ids) : n_rows;
-        few        = n_rows <= FEW;
+        // how many tokens an expert has is not known yet; few ones are most likely those of as many experts
+        many       = n_rows > FEW || (!ids && x->ne[1] >= LEAST_MANY) ? kernel->many : nullptr;
+        few        = n_rows <= FEW && many == nullptr;
         max_panels = ids ? n_tokens/PANEL_TOKENS + std::min(n_tokens, weights->ne[2])
                          : x->ne[2]*x->ne[3]*((x->ne[1] + PANEL_TOKENS - 1)/PANEL_TOKENS);
 
@@ -102,12 +118,20 @@ struct plan {
         d        = take(n_rows*n_blocks*n_scales*sizeof(float));
         tokens   = take(n_tokens*sizeof(token));
         panels   = take(max_panels*sizeof(panel));
-        n_panels = take(sizeof(int64_t));
+        counts   = take(sizeof(struct counts));
         tables   = take((few ? n_rows*n_blocks : n_threads*PANEL_TOKENS*RUN_BLOCKS)*kernel->table_bytes);
         packed   = take(in_tiles ? 0 : n_threads*packed_bytes());
+        strips   = take(many ? max_strips()*n_blocks*strip_bytes() : 0);
     }
 
     size_t packed_bytes() const { return kernel->max_tiles*RUN_BLOCKS*tile_bytes; }
+    size_t strip_bytes() const { return SHERRY_STRIP_BYTES(n_scales); } // of a block
+
+    // the last one of a matrix may have less than its 16 tokens
+    int64_t max_strips() const {
+        return ids ? n_tokens/SHERRY_STRIP_TOKENS + std::min(n_tokens, weights->ne[2])
+                   : x->ne[2]*x->ne[3]*((x->ne[1] + SHERRY_STRIP_TOKENS - 1)/SHERRY_STRIP_TOKENS);
+    }
 
     const char * matrix(int64_t i2, int64_t i3 = 0) const {
         return in_tiles ? (const char *) weights->data + (i3*weights->ne[2] + i2)*weights->ne[1]*row_bytes
@@ -143,7 +167,8 @@ struct worker {
     float   * d(int64_t row) const { return (float *) (base + p.d) + row*p.n_blocks*p.n_scales; }
     token   * tokens()   const { return (token *)   (base + p.tokens); }
     panel   * panels()   const { return (panel *)   (base + p.panels); }
-    int64_t & n_panels() const { return *(int64_t *) (base + p.n_panels); }
+    int64_t & n_panels() const { return ((counts *) (base + p.counts))->panels; }
+    int64_t & n_strips() const { return ((counts *) (base + p.counts))->strips; }
 
     char * shared_tables(int64_t row, int64_t block) const {
         return base + p.tables + (row*p.n_blocks + block)*p.kernel->table_bytes;
@@ -205,17 +230,40 @@ struct worker {
         }
     }
 
+    void add_panel(const panel & panel) const {
+        GGML_ASSERT(n_panels() < p.max_panels);
+        panels()[n_panels()++] = panel;
+    }
+
+    // tokens that are multiplied with the same matrix
     void add_panels(const char * weights, int64_t first, int64_t count) const {
+        if (p.many && count >= LEAST_MANY) {
+            add_panels_of_strips(weights, first, count);
+            return;
+        }
         const int64_t most = p.few ? FEW : PANEL_TOKENS;
         for (int64_t i = 0; i < count; i += most) {
-            GGML_ASSERT(n_panels() < p.max_panels);
-            panels()[n_panels()++] = { weights, first + i, std::min(most, count - i) };
+            add_panel({ weights, first + i, std::min(most, count - i), nullptr });
+        }
+    }
+
+    // as few as there may be, of whole strips, and none of them much smaller than the others
+    void add_panels_of_strips(const char * weights, int64_t first, int64_t count) const {
+        const int64_t n = panel{ weights, first, count, nullptr }.n_strips(); // of all
+        const int64_t parts = (n*SHERRY_STRIP_TOKENS + SHERRY_MANY_TOKENS - 1)/SHERRY_MANY_TOKENS;
+        for (int64_t i = 0; i < parts; ++i) {
+            const int64_t begin = n*i/parts, end = n*(i + 1)/parts;
+            GGML_ASSERT(n_strips() + end - begin <= p.max_strips());
+            add_panel({ weights, first + begin*SHERRY_STRIP_TOKENS,
+                        std::min(end*SHERRY_STRIP_TOKENS, count) - begin*SHERRY_STRIP_TOKENS,
+                        base + p.strips + n_strips()*p.n_blocks*p.strip_bytes() });
+            n_strips() += end - begin;
         }
     }
 
     // one thread does this for all
     void prepare() const {
-        n_panels() = 0;
+        n_panels() = n_strips() = 0;
         int64_t n = 0;
         if (p.ids == nullptr) {
             const ggml_tensor * x = p.x;
@@ -246,6 +294,33 @@ struct worker {
             }
             add_panels(p.matrix(expert), first, n - first);
         }
+    }
+
+    // this thread's share of the strips: of all panels' blocks, one after the other, those whose turn it is
+    void arrange() const {
+        int64_t turn = 0;
+        for (int64_t i = 0; i < n_panels(); ++i) {
+            const panel & panel = panels()[i];
+            for (int64_t j = 0; panel.strips && j < panel.n_strips()*p.n_blocks; ++j, ++turn) {
+                if (turn%nth == ith) {
+                    arrange_strip(panel, j/panel.n_strips(), j%panel.n_strips());
+                }
+            }
+        }
+    }
+
+    void arrange_strip(const panel & panel, int64_t block, int64_t strip) const {
+        const int64_t first = strip*SHERRY_STRIP_TOKENS;
+        const int     count = (int) std::min<int64_t>(SHERRY_STRIP_TOKENS, panel.count - first);
+
+        const block_q8_sherry * x[SHERRY_STRIP_TOKENS];
+        const float *           d[SHERRY_STRIP_TOKENS];
+        for (int t = 0; t < count; ++t) {
+            const int64_t row = tokens()[panel.first + first + t].row;
+            x[t] = q8(row, block);
+            d[t] = this->d(row) + block*p.n_scales;
+        }
+        p.many->arrange(x, d, p.n_scales, count, panel.strips + (block*panel.n_strips() + strip)*p.strip_bytes());
     }
 
     // block number `block` of 32 rows
@@ -283,8 +358,27 @@ struct worker {
         return own_packed();
     }
 
-    // Some tiles of one panel. Sums over runs of blocks are kept in dst.
+    // some tiles of one panel
     void multiply_tiles(const panel & panel, int64_t first_tile, int64_t last_tile) const {
+        if (panel.strips) {
+            multiply_strips(panel, first_tile, last_tile);
+        } else {
+            multiply_runs(panel, first_tile, last_tile);
+        }
+    }
+
+    void multiply_strips(const panel & panel, int64_t first_tile, int64_t last_tile) const {
+        const size_t tile_stride = p.n_blocks*p.tile_bytes;
+        float * dst[SHERRY_MANY_TOKENS];
+        for (int64_t t = 0; t < panel.count; ++t) {
+            dst[t] = tokens()[panel.first + t].dst + first_tile*SHERRY_TILE_ROWS;
+        }
+        p.many->mul((int) (last_tile - first_tile), tile_stride, panel.weights + first_tile*tile_stride,
+                    (int) p.n_blocks*p.n_planes, p.n_planes, p.n_scales, (int) panel.count, panel.strips, dst);
+    }
+
+    // Sums over runs of blocks are kept in dst.
+    void multiply_runs(const panel & panel, int64_t first_tile, int64_t last_tile) const {
         const token * tokens = this->tokens() + panel.first;
         // a run of all blocks reads the weights in the order they lie in; of many tokens its tables overflow the cache
         const int64_t run = !p.few ? RUN_BLOCKS : !p.in_tiles ? PACK_BLOCKS :
@@ -378,6 +472,10 @@ void mul_mat(const ggml_compute_params * params, ggml_tensor * op, bool in_tiles
         ggml_threadpool_chunk_set(params->threadpool, params->nth);
     }
     ggml_barrier(params->threadpool);
+    if (plan.many) {
+        worker.arrange();
+        ggml_barrier(params->threadpool);
+    }
     worker.multiply(params->threadpool);
 }
 

@@ -303,16 +303,24 @@ static void mul_g32_avx512vbmi(int n_tiles, size_t tile_stride, const void * til
     }
 }
 
-const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx512vbmi = {
-    .name        = "avx512vbmi",
-    .table_bytes = SHERRY_GROUPS*64,
-    .max_tiles   = 4,
-    .pack        = pack_pairs,
-    .unpack      = unpack_pairs,
-    .tables      = tables_avx512vbmi,
-    .tables_g32  = tables_g32_avx512vbmi,
-    .mul         = mul_avx512vbmi,
-    .mul_g32     = mul_g32_avx512vbmi,
-};
+#define KERNEL(of_name, of_many)              \
+    {                                         \
+        .name        = of_name,               \
+        .table_bytes = SHERRY_GROUPS*64,      \
+        .max_tiles   = 4,                     \
+        .pack        = pack_pairs,            \
+        .unpack      = unpack_pairs,          \
+        .tables      = tables_avx512vbmi,     \
+        .tables_g32  = tables_g32_avx512vbmi, \
+        .mul         = mul_avx512vbmi,        \
+        .mul_g32     = mul_g32_avx512vbmi,    \
+        .many        = of_many,               \
+    }
+
+const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx512vbmi = KERNEL("avx512vbmi", NULL);
+
+#if defined(SHERRY_ISA_AMX)
+const struct ggml_sherry_tile_kernel ggml_sherry_tile_amx = KERNEL("amx", &ggml_sherry_many_amx);
+#endif
 
 #endif

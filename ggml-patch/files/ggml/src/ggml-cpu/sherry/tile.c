@@ -187,6 +187,9 @@ static const struct ggml_sherry_tile_kernel * const kernels[] = {
 #if defined(SHERRY_ISA_AVX512VBMI)
     &ggml_sherry_tile_avx512vbmi,
 #endif
+#if defined(SHERRY_ISA_AMX)
+    &ggml_sherry_tile_amx,
+#endif
 #if defined(SHERRY_ISA_AVX2)
     &ggml_sherry_tile_avx2,
 #endif

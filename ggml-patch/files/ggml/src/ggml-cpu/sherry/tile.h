@@ -45,6 +45,24 @@ typedef void (*ggml_sherry_mul_t)(int n_tiles, size_t tile_stride, const void * 
                                   const void * const * tables, const float * const * d, float * const * dst, bool first,
                                   bool prefetch);
 
+// Products of many tokens, of a kernel that has a unit for them: a panel of up to 128, in strips of 16.
+#define SHERRY_STRIP_TOKENS 16
+#define SHERRY_MANY_TOKENS  128
+#define SHERRY_STRIP_BYTES(n_scales) (SHERRY_STRIP_TOKENS*(QK_SHERRY + (n_scales)*sizeof(float))) // of a block
+
+struct ggml_sherry_many {
+    // whether the system lets this process use the unit, which is asked before anything else
+    bool (*allowed)(void);
+
+    // A block of activations of n_tokens tokens of a strip, and the n_scales scales of each, to strip, which is aligned to
+    // 64 bytes. Tokens that are missing are zeros.
+    void (*arrange)(const block_q8_sherry * const * x, const float * const * d, int n_scales, int n_tokens, void * strip);
+
+    // As ggml_sherry_mul_t, from 0 and for all blocks of a row: the first block of all strips, then the next.
+    void (*mul)(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_scales, int n_tokens,
+                const void * strips, float * const * dst);
+};
+
 struct ggml_sherry_tile_kernel {
     const char * name;
 
@@ -68,6 +86,8 @@ struct ggml_sherry_tile_kernel {
 
     ggml_sherry_mul_t mul;
     ggml_sherry_mul_t mul_g32;
+
+    const struct ggml_sherry_many * many; // or NULL
 };
 
 // one block of STQ1_0 of 32 rows, row_blocks blocks apart, to two tiles
@@ -90,14 +110,18 @@ GGML_BACKEND_API const struct ggml_sherry_tile_kernel * ggml_sherry_chosen_tile_
 // the one for weights that stay in rows and are packed in each product: that is quickly done to tiles of bytes only
 GGML_BACKEND_API const struct ggml_sherry_tile_kernel * ggml_sherry_packing_tile_kernel(void);
 
-// by name, for tests and benches: "generic", "avx2", "avx512", "avx512vbmi", "neon"; NULL if this library has no such kernel
+// by name, for tests and benches: "generic", "avx2", "avx512", "avx512vbmi", "amx", "neon"; NULL if this library has no such
+// kernel
 GGML_BACKEND_API const struct ggml_sherry_tile_kernel * ggml_sherry_tile_kernel_named(const char * name);
 
 extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_generic;
 extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx2;
 extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx512;
 extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_avx512vbmi;
+extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_amx; // the same, with ggml_sherry_many_amx
 extern const struct ggml_sherry_tile_kernel ggml_sherry_tile_neon;
+
+extern const struct ggml_sherry_many ggml_sherry_many_amx;
 
 // the weights of the codes of sign 0
 extern const int8_t ggml_sherry_patterns[16][4];
