@@ -34,16 +34,18 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 # instruction sets that a native build of most machines has more than, what /proc/cpuinfo calls them, and the kernels of
 # tiles and of rows that should be the best, and others of tiles that should be there
 FLAGS = {"baseline": [], "native": [NATIVE]}
-NEEDS = {"avx2": "avx2", "avx512": "avx512bw", "avx512vbmi": "avx512vbmi"}
+NEEDS = {"avx2": "avx2", "avx512": "avx512bw", "avx512vbmi": "avx512vbmi", "amx": "avx512vbmi"}
 BEST = {}
 if X86:
     FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     FLAGS["avx512"] = [*FLAGS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512vl"]
     FLAGS["avx512vbmi"] = [*FLAGS["avx512"], "-mavx512vbmi", "-mavx512vnni"]
+    FLAGS["amx"] = [*FLAGS["avx512vbmi"], "-DSHERRY_AMX_EMULATED", f"-I{Path(__file__).with_name('amx')}"]
     BEST = {
         "avx2": ["avx2", "avx2"],
         "avx512": ["avx512", "avx2"],
         "avx512vbmi": ["avx512", "avx2", "avx512vbmi"],
+        "amx": ["avx512", "avx2", "avx512vbmi", "amx"],
     }
 
 

@@ -2,7 +2,7 @@
 
 // AMX's registers and instructions in plain C, for machines without them: a compiler that is told -I of this folder and
 // -DSHERRY_AMX_EMULATED takes them for the processor's. Everything but the products of bytes is as strict: what is not
-// configured, or not as the instruction wants it, ends the program.
+// configured, or not as the instruction wants it, ends the program. With AMX_WRONG in the environment a sum is wrong.
 
 #include_next <immintrin.h>
 
@@ -24,6 +24,9 @@ struct amx_registers {
 
 // one of a thread for a whole program, whichever files include this
 __attribute__((weak)) AMX_THREAD struct amx_registers amx;
+
+// how often dpbssd was executed, of all threads
+__attribute__((weak, visibility("default"))) long amx_products;
 
 static inline void amx_check(int holds, const char * what) {
     if (!holds) {
@@ -101,6 +104,8 @@ static inline void amx_dpbssd(int sums, int x, int w) {
         }
         memcpy(amx.tiles[sums][m], row, sizeof(row));
     }
+    amx.tiles[sums][3][8] = (int8_t) (amx.tiles[sums][3][8] + (getenv("AMX_WRONG") != NULL)); // a sum that is one off
+    __atomic_fetch_add(&amx_products, 1, __ATOMIC_RELAXED);
 }
 
 #undef _tile_loadd

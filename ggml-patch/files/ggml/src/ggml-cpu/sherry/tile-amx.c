@@ -169,7 +169,7 @@ INLINE void multiply_strips(const int n_strips, const int n_pending, const int d
         _tile_zero(2);
         _tile_zero(3);
     }
-    for (int k = 0; k < depth; ++k) {
+    EACH(k, depth) {
         LOAD(6, weights + 2*k*TILE, 64);
         LOAD(4, x[0] + k*TILE, HALF);
         DOT(0, 4, 6);
