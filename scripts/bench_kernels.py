@@ -6,6 +6,7 @@
 First it checks: with scales of 1 a kernel gives integers, and they equal the NumPy oracle's (sherry_gguf.formats).
 Then it times, in a loop in C, a matrix times a few columns of activations, as ggml's matrix product calls the kernel:
 tile-* over tiles of 32 rows with look-up tables made beforehand, row-* and the other types' vec_dot row by row.
+tile-amx is tile-avx512vbmi with up to 4 tokens; more are multiplied by AMX, with activations arranged beforehand.
 Of STQ1_0 there is one more, row-stq1_0-by-block: the public way (stq1_by_block.c). Tiles of it are those of SHERRY.
 (ggml has kernels for tiles of other types too; they are not callable one by one: bench_llama.py has them.)
 
@@ -49,6 +50,9 @@ DISTINCT = 128  # rows: a large matrix repeats them, what they hold does not cha
 SAMPLE_SECONDS = 1e-3
 MEMORY_SAMPLE_SECONDS = 2e-2
 MEMORY_BYTES = 257 << 20
+FEW = 4  # tokens that are multiplied by look-up tables, even if a kernel has a unit for many
+STRIP_TOKENS, PANEL_STRIPS = 16, 8  # of that unit
+STRIP_BYTES = STRIP_TOKENS * (SHERRY.block + 4)
 
 
 def aligned(shape: tuple[int, ...], dtype: Any = np.uint8) -> npt.NDArray[Any]:
@@ -174,7 +178,23 @@ class Bench:
         for tokens in tables:
             make_tables(tokens)
 
+        by_strips = {tokens: self.strips(kernel, tokens) for tokens in tables if tokens > FEW and kernel.many}
+
+        def run_many(tokens: int, first: int, count: int, repeat: int) -> float:
+            parts = [
+                (
+                    ctypes.cast(kernel.many.contents.mul, ctypes.c_void_p), n_blocks, count // TILE_ROWS,
+                    ctypes.c_size_t(TILE_BYTES), ctypes.c_void_p(matrix[first // TILE_ROWS :].ctypes.data), tokens,
+                    ctypes.c_size_t(STRIP_BYTES), ctypes.c_void_p(by_strips[tokens].ctypes.data),
+                    ctypes.c_void_p(output.ctypes.data), repeat,
+                )
+                for matrix, output in zip(weights, outputs, strict=True)
+            ]  # fmt: skip
+            return self.loops.seconds("multiply_strips", parts)
+
         def run(tokens: int, first: int, count: int, repeat: int) -> float:
+            if tokens in by_strips:
+                return run_many(tokens, first, count, repeat)
             parts = [
                 (
                     ctypes.cast(kernel.mul, ctypes.c_void_p), kernel.max_tiles, n_blocks, count // TILE_ROWS,
@@ -194,6 +214,25 @@ class Bench:
             return make_tables(1, repeat) / repeat / n_blocks
 
         return Kernel(name, "sherry", 8 * SHERRY.block_bytes / SHERRY.block, rows, run, result, table_seconds)
+
+    def strips(self, kernel: Any, tokens: int) -> npt.NDArray[np.uint8]:
+        """The first tokens' activations in panels of strips, as multiply_strips of loops.c takes them; scales are 1."""
+        many, x = kernel.many.contents, self.problem.activations
+        n_blocks, x_bytes = self.length // SHERRY.block, x.shape[1] // (self.length // SHERRY.block)
+        if not many.allowed():
+            raise SherryError("the system does not allow AMX")
+        one = np.ones(1, np.float32)
+        n_strips = -(-tokens // STRIP_TOKENS)
+        out = aligned((n_strips * n_blocks, STRIP_BYTES))
+        for strip, block in np.ndindex(n_strips, n_blocks):
+            first, panel = strip * STRIP_TOKENS, strip - strip % PANEL_STRIPS
+            count = min(STRIP_TOKENS, tokens - first)
+            of_tokens = [x[first + token, block * x_bytes :].ctypes.data for token in range(count)]
+            pointers = (ctypes.c_void_p * count)(*of_tokens), (ctypes.c_void_p * count)(*[one.ctypes.data] * count)
+            in_panel = min(PANEL_STRIPS, n_strips - panel)
+            place = out[panel * n_blocks + block * in_panel + strip - panel]
+            many.arrange(*pointers, 1, count, place.ctypes.data)
+        return out
 
     def peer(self, name: str) -> Kernel:
         type_id = self.ggml.type_id(name)

@@ -31,6 +31,19 @@ _MUL = ctypes.CFUNCTYPE(
 )
 
 
+class Many(ctypes.Structure):
+    """ggml_sherry_many."""
+
+    _fields_ = (
+        ("allowed", ctypes.CFUNCTYPE(ctypes.c_bool)),
+        ("arrange", ctypes.CFUNCTYPE(None, _POINTER, _POINTER, _INT, _INT, _POINTER)),
+        (
+            "mul",
+            ctypes.CFUNCTYPE(None, _INT, _SIZE, _POINTER, _INT, _INT, _INT, _INT, _POINTER, _POINTER),
+        ),
+    )
+
+
 class TileKernel(ctypes.Structure):
     """ggml_sherry_tile_kernel."""
 
@@ -46,7 +59,7 @@ class TileKernel(ctypes.Structure):
         ("tables_g32", ctypes.CFUNCTYPE(None, _POINTER, _POINTER)),
         ("mul", _MUL),
         ("mul_g32", _MUL),
-        ("many", _POINTER),
+        ("many", ctypes.POINTER(Many)),
     )
 
 

@@ -202,6 +202,27 @@ void multiply_tiles(span * s, mul_t mul, int max_tiles, int blocks, int tiles, s
     s->end = now();
 }
 
+#define PANEL 128 // columns of one call of a unit for many tokens, in strips of 16
+
+typedef void (*mul_many_t)(int, size_t, const void *, int, int, int, int, const void *, float * const *);
+
+// strips[panels][blocks][16 columns], strip_bytes each; dst as above
+void multiply_strips(span * s, mul_many_t mul, int blocks, int tiles, size_t tile_bytes, const char * x, int columns,
+                     size_t strip_bytes, const char * strips, float * dst, int repeat) {
+    begin(s);
+    for (int i = 0; i < repeat; ++i) {
+        for (int first = 0; first < columns; first += PANEL) {
+            const int n = first + PANEL < columns ? PANEL : columns - first;
+            float * out[PANEL];
+            for (int j = 0; j < n; ++j) {
+                out[j] = dst + (size_t) (first + j)*tiles*TILE_ROWS;
+            }
+            mul(tiles, (size_t) blocks*tile_bytes, x, blocks, 1, 1, n, strips + (size_t) first/16*blocks*strip_bytes, out);
+        }
+    }
+    s->end = now();
+}
+
 typedef void (*tables_t)(const void *, void *);
 
 // the tables of all columns, once for a matrix

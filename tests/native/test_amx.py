@@ -1,6 +1,6 @@
 """Many tokens by AMX: the whole product, with AMX's instructions in plain C (tests/native/amx), against look-up's bits.
 
-test_sanitizers.py has the kernel by itself, kernels.c. On a processor with AMX the tests of operators have the real one.
+test_sanitizers.py has the kernel by itself, kernels.c. On a processor with AMX the other tests have the real one.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def emulated() -> llama_cpp.Build:
     if not info.exists() or "avx512vbmi" not in info.read_text(encoding="ascii").split():
         pytest.skip("AMX multiplies tiles for AVX-512 VBMI, which this machine does not have")
     flags = f"-O2 -DSHERRY_AMX_EMULATED -I{EMULATED}"
-    return llama_cpp.build(["ggml-cpu"], defines=[f"CMAKE_{language}_FLAGS_RELEASE={flags}" for language in ("C", "CXX")])
+    return llama_cpp.build(
+        ["ggml-cpu"], defines=[f"CMAKE_{language}_FLAGS_RELEASE={flags}" for language in ("C", "CXX")]
+    )
 
 
 Run = Callable[..., tuple[str, dict[str, int], dict[str, Any], str]]

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 FEATURE = re.compile(r"\b(?:__(?:AMX|AVX|FMA|F16C|SSE|ARM_|aarch64|x86_64|i386)\w*|_M_(?:ARM|X64|IX86)\w*)")
-INTRINSIC = re.compile(r"#\s*include\s*[<\"](?:\w*intrin|arm_\w+)\.h|\b_mm\d*_\w+|\b_tile_\w+|\b__m\d+|\bu?(?:int|float)\d+x\d+")
+INTRINSIC = re.compile(
+    r"#\s*include\s*[<\"](?:\w*intrin|arm_\w+)\.h|\b_mm\d*_\w+|\b_tile_\w+|\b__m\d+|\bu?(?:int|float)\d+x\d+"
+)
 OF_A_SET = re.compile(r"(?:row|tile|pack)-(?:avx2|avx512|avx512vbmi|amx|neon|x86)\.[ch]")
 GUARD = re.compile(r"\bSHERRY_ISA_\w+")
 

@@ -1,6 +1,6 @@
 // Products by several threads equal those of one, for all types, from tiles and from rows as a file has them. They are in
 // one graph, so that each of them writes where the one before has its tables. test_threads.py compiles this with a
-// sanitizer.
+// sanitizer. It prints a sum of the bits of all results, which is the same whichever kernel multiplies.
 
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
@@ -8,6 +8,7 @@
 #include "ggml-cpu/sherry/buffer.h"
 #include "ggml.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +19,8 @@
 #define EXPERTS  3
 #define USED     2
 #define TYPES    4
-#define PRODUCTS (TYPES*2*2*2)
+#define TOKENS   3
+#define PRODUCTS (TYPES*2*TOKENS*2)
 
 static const enum ggml_type types[TYPES] = {
     GGML_TYPE_SHERRY, GGML_TYPE_SHERRY_G32, GGML_TYPE_SHERRY_2P, GGML_TYPE_STQ1_0,
@@ -59,13 +61,13 @@ int main(void) {
     struct ggml_context * context  = ggml_init(no_data); // all else
     struct ggml_cgraph  * graph    = ggml_new_graph(context);
     struct ggml_tensor  * products[PRODUCTS];
-    const int tokens[2] = { 1, 12 };
+    const int tokens[TOKENS] = { 1, 12, 40 };
     int n = 0;
     for (int i = 0; i < 2*TYPES; ++i) {
         struct ggml_context * place   = i < TYPES ? in_tiles : context;
         struct ggml_tensor  * matrix  = ggml_new_tensor_3d(place, types[i%TYPES], K, ROWS, 1);
         struct ggml_tensor  * experts = ggml_new_tensor_3d(place, types[i%TYPES], K, ROWS, EXPERTS);
-        for (int j = 0; j < 2; ++j) {
+        for (int j = 0; j < TOKENS; ++j) {
             struct ggml_tensor * x   = ggml_new_tensor_3d(context, GGML_TYPE_F32, K, tokens[j], 1);
             struct ggml_tensor * own = ggml_new_tensor_3d(context, GGML_TYPE_F32, K, USED, tokens[j]);
             struct ggml_tensor * ids = ggml_new_tensor_2d(context, GGML_TYPE_I32, USED, tokens[j]);
@@ -101,9 +103,14 @@ int main(void) {
             }
         }
     }
+    uint64_t sum = 0xCBF29CE484222325; // FNV-1a
     for (int i = 0; i < PRODUCTS; ++i) {
+        for (size_t j = 0; j < ggml_nbytes(products[i]); ++j) {
+            sum = (sum ^ ((uint8_t *) first[i])[j])*0x100000001B3;
+        }
         free(first[i]);
     }
+    printf("%016" PRIx64 "\n", sum);
     ggml_backend_free(cpu);
     ggml_backend_buffer_free(tiles);
     ggml_backend_buffer_free(rest);
