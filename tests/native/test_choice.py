@@ -30,7 +30,9 @@ def test_the_choice_is_said(runtime: llama_cpp.Build) -> None:
     assert done.stdout.strip() in names
     assert done.stderr.startswith(f"sherry: tiles for the kernel {done.stdout.strip()}")
     assert done.stderr.count("\n") == 1
-    candidates = [name for name in names if name != "generic"]
+    # of two kernels with the same tiles one is timed
+    other = "avx512vbmi" if done.stdout.strip() == "amx" else "amx"
+    candidates = [name for name in names if name not in ("generic", other)]
     if len(candidates) > 1:  # each with its two rates, the chosen one first
         rates = re.findall(r"(\S+) \((\d+) and (\d+) Gweights/s", done.stderr)
         assert {name for name, *_ in rates} == set(candidates)
@@ -40,7 +42,9 @@ def test_the_choice_is_said(runtime: llama_cpp.Build) -> None:
 
 
 def test_each_kernel_can_be_asked_for(runtime: llama_cpp.Build) -> None:
-    for name in tile_kernels(runtime.lib("ggml-cpu")):
+    for name, kernel in tile_kernels(runtime.lib("ggml-cpu")).items():
+        if kernel.many and not kernel.many.contents.allowed():
+            continue
         done = which(name)
         assert (done.returncode, done.stdout) == (0, f"{name}\n"), done.stderr
         assert done.stderr == f"sherry: tiles for the kernel {name}, as SHERRY_KERNEL says\n"

@@ -3,22 +3,22 @@
 #if defined(SHERRY_ISA_AMX)
 
 // Many tokens times tiles of pairs (tile-avx512vbmi.c) with AMX. tdpbssd multiplies 16 tokens x 64 activations by 64 weights
-// x 16 rows, bytes with bytes. Of its second operand a dword is four weights of one row, which is a group, so that
-// decoding is a look-up of dwords: vpermi2d reads the low five bits of each index, a code, and nothing is masked.
+// x 16 rows, bytes with bytes. In the register of weights a dword is four of one row, which is a group, so that decoding is
+// a look-up of dwords: vpermi2d reads the low five bits of each index, a code, and nothing is masked.
 //
-// Decoding a block takes as long as multiplying it with a strip of 16 tokens or two; it serves the up to eight strips of a
-// panel. What limits is in this order: tdpbssd, 16 cycles each, 64 for a block and a strip; storing sums, from the matrix
-// unit and then the floats they are added to, as many; loading, 56 to 72. So all three have to go on at the same time. A
-// core does that as far as it sees ahead, and one pair of strips is about as far, so that what turns a pair's sums into
-// floats stands between the products of the next pair, and a block is decoded before the one ahead of it is multiplied.
+// For a block of 32 rows and a strip of 16 tokens tdpbssd takes 64 cycles, 16 each; storing the sums, and then the floats
+// that they are added to, takes as many, and loading 72. So all three have to go on at the same time. A core does that as
+// far as it sees ahead, which is about one pair of strips: what turns the sums of a pair into floats stands between the
+// products of the next pair. Decoding a block takes about 100 cycles for all strips of a panel, eight at most; it stands
+// before the products of the block ahead of it.
 //
-// A pair has four accumulators, which is what the latency of tdpbssd, 52 cycles, takes. They leave no room for a block's
-// weights, which are loaded for each pair from the first-level cache.
+// A pair has four registers of sums, so that products do not wait for each other: tdpbssd's result takes 52 cycles. They
+// leave no room for a block's weights, which are loaded for each pair from the first-level cache.
 //
-// Of SHERRY_G32 a product is of 32 weights, with tiles half as deep. Those take the matrix unit as long.
+// Of SHERRY_G32 a product is of 32 weights, with registers that are half as deep, and takes as long.
 //
-//     weights    [half of a block][rows 0..15, 16..31][group][row][4]: 1 KB for each of the first two
-//     strip      [half of a block][token][64], then [scale][token]: what the activations are multiplied with
+//     weights    [half of a block][rows 0..15, 16..31][group][row][4]: a register is 1 KB
+//     strip      [half of a block][token][64], and then the scales of activations, [scale][token]
 //     sums       [strip][rows 0..15, 16..31][token][row]
 
 #if defined(__linux__)
@@ -26,9 +26,9 @@
 #include <unistd.h>
 #endif
 
-#define TOKENS SHERRY_STRIP_TOKENS
-#define HALF   64   // bytes of half a block
-#define TILE   1024 // bytes of a register of the matrix unit
+#define TOKENS   SHERRY_STRIP_TOKENS
+#define HALF     64   // bytes of half a block
+#define REGISTER 1024 // bytes of a register of the matrix unit
 
 // Of a system that keeps the registers for those only who ask: Linux does. It is asked once for all threads.
 static bool allowed_amx(void) {
@@ -43,14 +43,14 @@ static bool allowed_amx(void) {
 }
 
 static void arrange_amx(const block_q8_sherry * const * x, const float * const * d, int n_scales, int n_tokens, void * strip) {
-    float * scales = (float *) ((uint8_t *) strip + 2*TILE);
+    float * scales = (float *) ((uint8_t *) strip + 2*REGISTER);
     for (int t = 0; t < TOKENS; ++t) {
         int32_t groups[SHERRY_GROUPS] = { 0 };
         if (t < n_tokens) {
             groups_of_planes(x[t], groups);
         }
         for (int half = 0; half < 2; ++half) {
-            memcpy((uint8_t *) strip + half*TILE + t*HALF, (const uint8_t *) groups + half*HALF, HALF);
+            memcpy((uint8_t *) strip + half*REGISTER + t*HALF, (const uint8_t *) groups + half*HALF, HALF);
         }
         for (int k = 0; k < n_scales; ++k) {
             scales[k*TOKENS + t] = t < n_tokens ? d[t][k] : 0;
@@ -63,7 +63,7 @@ static void arrange_amx(const block_q8_sherry * const * x, const float * const *
 //
 
 typedef struct {
-    int8_t weights[2][2][TILE];
+    int8_t weights[2][2][REGISTER];
     float  scales[SHERRY_G32_SCALES][SHERRY_TILE_ROWS];
 } decoded;
 
@@ -141,19 +141,19 @@ INLINE void finish(const pending * p, int first, const int n) {
 #else
 #define IN_ORDER
 #endif
-#define LOAD(tile, from, stride) \
-    IN_ORDER;                    \
-    _tile_loadd(tile, from, stride)
-#define STORE(tile, to)        \
-    _tile_stored(tile, to, 64); \
+#define LOAD(number, from, stride) \
+    IN_ORDER;                      \
+    _tile_loadd(number, from, stride)
+#define STORE(number, to)         \
+    _tile_stored(number, to, 64); \
     IN_ORDER
 
 // a product, and beside it some of the tokens that are pending
-#define DOT(sums, x, w)                           \
-    _tile_dpbssd(sums, x, w);                     \
-    IN_ORDER;                                     \
-    finish(before, n_finished, n_beside);         \
-    n_finished += n_beside;                       \
+#define DOT(sums, x, w)                   \
+    _tile_dpbssd(sums, x, w);             \
+    IN_ORDER;                             \
+    finish(before, n_finished, n_beside); \
+    n_finished += n_beside;               \
     IN_ORDER
 
 // n_strips strips, 1 or 2, times the weights of one scale, depth parts of them one after the other, sums to memory; what is
@@ -162,7 +162,7 @@ INLINE void multiply_strips(const int n_strips, const int n_pending, const int d
                             const int8_t * weights, const pending * before, int32_t * sums) {
     const int n_beside = n_pending*TOKENS/(depth*n_strips*2);
     int n_finished = 0;
-    // tiles 0 to 3 are the sums: of the first strip with rows 0..15 and 16..31, of the second; 4 and 5 are activations
+    // registers 0 to 3 are sums, of the first strip with rows 0..15 and 16..31 and of the second; 4 and 5 are activations
     _tile_zero(0);
     _tile_zero(1);
     if (n_strips == 2) {
@@ -170,13 +170,13 @@ INLINE void multiply_strips(const int n_strips, const int n_pending, const int d
         _tile_zero(3);
     }
     EACH(k, depth) {
-        LOAD(6, weights + 2*k*TILE, 64);
-        LOAD(4, x[0] + k*TILE, HALF);
+        LOAD(6, weights + 2*k*REGISTER, 64);
+        LOAD(4, x[0] + k*REGISTER, HALF);
         DOT(0, 4, 6);
-        LOAD(7, weights + (2*k + 1)*TILE, 64);
+        LOAD(7, weights + (2*k + 1)*REGISTER, 64);
         DOT(1, 4, 7);
         if (n_strips == 2) {
-            LOAD(5, x[1] + k*TILE, HALF);
+            LOAD(5, x[1] + k*REGISTER, HALF);
             DOT(2, 5, 6);
             DOT(3, 5, 7);
         }
@@ -227,21 +227,20 @@ INLINE void multiply_tile(const int n_scales, const uint8_t * tile, int n_blocks
         const uint8_t * of_block = strips + (size_t) ggml_sherry_met_block(b, n_planes)*n_strips*strip_bytes;
         for (int s = 0; s < n_strips; s += 2) {
             for (int k = 0; k < n_scales; ++k) {
-                // of SHERRY_G32 a quarter of the block: half of each row of a tile of activations, the upper or lower half
-                // of a tile of weights
+                // of SHERRY_G32 a quarter of the block: half of each row of a register of activations, the upper or the
+                // lower half of one of weights
                 const int half = n_scales == 1 ? 0 : k/2, within = n_scales == 1 ? 0 : k%2;
                 const uint8_t * first  = of_block + s*strip_bytes;
                 const uint8_t * second = s + 1 < n_strips ? first + strip_bytes : first;
                 const uint8_t * x[2] = {
-                    first  + half*TILE + within*HALF/2,
-                    second + half*TILE + within*HALF/2,
+                    first  + half*REGISTER + within*HALF/2,
+                    second + half*REGISTER + within*HALF/2,
                 };
                 pending now = { .n_strips = s + 1 < n_strips ? 2 : 1, .sums = r->sums[n_pairs%2], .out = r->out[s*TOKENS] };
-                // the tiles of one half, rows 0..15 and 16..31, lie one after the other
-                const int8_t * weights = block->weights[half][0] + within*TILE/2;
+                const int8_t * weights = block->weights[half][0] + within*REGISTER/2;
                 multiply_strips_of(now.n_strips, n_scales == 1 ? 2 : 1, x, weights, &before, r->sums[n_pairs%2]);
-                now.d[0] = (const float *) (first  + 2*TILE) + k*TOKENS;
-                now.d[1] = (const float *) (second + 2*TILE) + k*TOKENS;
+                now.d[0] = (const float *) (first  + 2*REGISTER) + k*TOKENS;
+                now.d[1] = (const float *) (second + 2*REGISTER) + k*TOKENS;
                 now.scales[0] = _mm512_load_ps(block->scales[k]);
                 now.scales[1] = _mm512_load_ps(block->scales[k] + 16);
                 before = now;
@@ -258,20 +257,21 @@ typedef struct { // ldtilecfg's operand
     uint8_t  palette, start_row, unused[14];
     uint16_t row_bytes[16];
     uint8_t  rows[16];
-} tile_config;
+} configuration;
 
-// Of the registers: sums, activations, weights. Constants, as gcc sees no more than the first bytes being read.
-static const tile_config whole_blocks = {
+// Of the registers: sums, activations, weights. They are constants, because gcc sees no more than the first bytes being
+// read, and would leave out writing the others.
+static const configuration whole_blocks = {
     .palette = 1, .row_bytes = { 64, 64, 64, 64, 64, 64, 64, 64 }, .rows = { 16, 16, 16, 16, 16, 16, 16, 16 },
 };
-static const tile_config quarters = {
+static const configuration quarters = {
     .palette = 1, .row_bytes = { 64, 64, 64, 64, 32, 32, 64, 64 }, .rows = { 16, 16, 16, 16, 16, 16, 8, 8 },
 };
 
 static void mul_amx(int n_tiles, size_t tile_stride, const void * tiles, int n_blocks, int n_planes, int n_scales, int n_tokens,
                     const void * strips, float * const * dst) {
     // others configure a thread's registers once, and rely on it
-    _Alignas(64) tile_config others;
+    _Alignas(64) configuration others;
     _tile_storeconfig(&others);
     IN_ORDER;
     _tile_loadconfig(n_scales == 1 ? &whole_blocks : &quarters);
