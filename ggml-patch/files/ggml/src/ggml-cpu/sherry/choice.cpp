@@ -84,7 +84,8 @@ struct candidate {
     // of_many: the rate of a unit for many tokens, whose name it is then; or 0
     std::string text(const char * name, double of_many = 0) const {
         char out[128];
-        int n = snprintf(out, sizeof(out), "%s (%.0f and %.0f Gweights/s with 1 and %d tokens", name, rate(0), rate(1), TOKENS[1]);
+        const int n = snprintf(out, sizeof(out), "%s (%.0f and %.0f Gweights/s with 1 and %d tokens", name, rate(0), rate(1),
+                               TOKENS[1]);
         if (of_many > 0) {
             snprintf(out + n, sizeof(out) - n, ", %.0f with %d", of_many, MANY_TIMED_TOKENS);
         }
