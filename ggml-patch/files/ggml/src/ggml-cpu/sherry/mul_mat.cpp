@@ -433,8 +433,8 @@ struct worker {
 
     void multiply(ggml_threadpool * threadpool) const {
         // a kernel is at its best with as many tiles as it takes at once, unless that leaves threads without work; tiles
-        // that are packed for few tokens had better be read one by one
-        const bool    by_one = p.n_tiles < p.kernel->max_tiles*nth || (p.few && !p.in_tiles);
+        // that are packed for few tokens had better be read one by one; a unit for many tokens takes one after the other
+        const bool    by_one = p.n_tiles < p.kernel->max_tiles*nth || (p.few && !p.in_tiles) || p.many;
         const int64_t step   = by_one ? 1 : p.kernel->max_tiles;
         const int64_t wanted = std::max<int64_t>(1, PARTS*nth/std::max<int64_t>(1, n_panels()));
         const int64_t tiles  = p.few ? step : (p.n_tiles + wanted - 1)/wanted;

@@ -205,7 +205,7 @@ INLINE void multiply_strips_of(int n_strips, const int depth, const uint8_t * co
 // a thread's, in the first-level cache but for the results of the longest panels
 typedef struct {
     decoded blocks[2];
-    int32_t sums[2][2*2*TOKENS*16]; // of a pair of strips
+    int32_t sums[2*2*TOKENS*16]; // of a pair of strips: those before are finished when they come
     float   out[SHERRY_MANY_TOKENS][SHERRY_TILE_ROWS];
 } room;
 
@@ -217,7 +217,6 @@ INLINE void multiply_tile(const int n_scales, const uint8_t * tile, int n_blocks
 
     memset(r->out, 0, n_strips*TOKENS*sizeof(r->out[0]));
     pending before = { 0 };
-    int n_pairs = 0;
     decode(n_scales, tile, tile_bytes, r->blocks);
     for (int b = 0; b < n_blocks; ++b) {
         const decoded * block = r->blocks + b%2;
@@ -236,15 +235,14 @@ INLINE void multiply_tile(const int n_scales, const uint8_t * tile, int n_blocks
                     first  + half*REGISTER + within*HALF/2,
                     second + half*REGISTER + within*HALF/2,
                 };
-                pending now = { .n_strips = s + 1 < n_strips ? 2 : 1, .sums = r->sums[n_pairs%2], .out = r->out[s*TOKENS] };
+                pending now = { .n_strips = s + 1 < n_strips ? 2 : 1, .sums = r->sums, .out = r->out[s*TOKENS] };
                 const int8_t * weights = block->weights[half][0] + within*REGISTER/2;
-                multiply_strips_of(now.n_strips, n_scales == 1 ? 2 : 1, x, weights, &before, r->sums[n_pairs%2]);
+                multiply_strips_of(now.n_strips, n_scales == 1 ? 2 : 1, x, weights, &before, r->sums);
                 now.d[0] = (const float *) (first  + 2*REGISTER) + k*TOKENS;
                 now.d[1] = (const float *) (second + 2*REGISTER) + k*TOKENS;
                 now.scales[0] = _mm512_load_ps(block->scales[k]);
                 now.scales[1] = _mm512_load_ps(block->scales[k] + 16);
                 before = now;
-                ++n_pairs;
             }
         }
     }
