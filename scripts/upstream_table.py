@@ -51,8 +51,8 @@ STEPS = (
     Step(
         "3. the CPU, in tiles",
         (),
-        (f"{CPU}tile*", f"{CPU}pack*", f"{CPU}buffer*", f"{CPU}mul_mat*", f"{CPU}choice*"),
-        (f"{NATIVE}tiles.py", f"{NATIVE}operators.py", f"{NATIVE}threads.py", f"{NATIVE}choice.py"),
+        (f"{CPU}tile*", f"{CPU}pack*", f"{CPU}buffer*", f"{CPU}mul_mat*", f"{CPU}choice*", f"{CPU}many*"),
+        (f"{NATIVE}tiles.py", f"{NATIVE}operators.py", f"{NATIVE}threads.py", f"{NATIVE}choice.py", f"{NATIVE}amx.py"),
     ),
     Step("4. Metal and SYCL leave the types to the CPU", ("0007-*",), (), ("tests/llama_cpp/test_series.py",)),
     Step("5. Vulkan", ("*-vulkan*",), ("ggml/src/ggml-vulkan/*",), (f"{NATIVE}vulkan.py",)),
@@ -71,6 +71,7 @@ STEPS = (
         ("ggml/src/ggml-cpu/barrier-wait.h",),
         (f"{NATIVE}upstream.py",),
     ),
+    Step("apart: AMX is configured by gcc 12 too", ("0015-*",), (), (f"{NATIVE}amx.py",)),
     Step("apart: backends beside libggml", ("0011-*",), (), (f"{NATIVE}variants.py",)),
     Step(
         "not for upstream: `sherry-logits`", ("0006-*",), ("tools/sherry-logits/*",), ("tests/parity/test_runtime.py",)

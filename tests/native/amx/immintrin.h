@@ -25,7 +25,7 @@ struct amx_registers {
 // one of a thread for a whole program, whichever files include this
 __attribute__((weak)) AMX_THREAD struct amx_registers amx;
 
-// how often dpbssd was executed, of all threads
+// how many products were made, of all threads
 __attribute__((weak, visibility("default"))) long amx_products;
 
 static inline void amx_check(int holds, const char * what) {
@@ -84,8 +84,8 @@ static inline void amx_stored(int tile, void * to, long stride) {
     }
 }
 
-// sums[m][n] += x[m][4*k + i]*w[k][4*n + i]
-static inline void amx_dpbssd(int sums, int x, int w) {
+// sums[m][n] += x[m][4*k + i]*w[k][4*n + i], bytes that are signed or not
+static inline void amx_dpb(int sums, int x, int w, int x_signed, int w_signed) {
     amx_check_tile(sums);
     amx_check_tile(x);
     amx_check_tile(w);
@@ -98,7 +98,8 @@ static inline void amx_dpbssd(int sums, int x, int w) {
         for (int k = 0; k < amx_rows(w); ++k) {
             for (int n = 0; n < amx_row_bytes(sums)/4; ++n) {
                 for (int i = 0; i < 4; ++i) {
-                    row[n] += amx.tiles[x][m][4*k + i]*amx.tiles[w][k][4*n + i];
+                    const int8_t of_x = amx.tiles[x][m][4*k + i], of_w = amx.tiles[w][k][4*n + i];
+                    row[n] += (x_signed ? of_x : (uint8_t) of_x)*(w_signed ? of_w : (uint8_t) of_w);
                 }
             }
         }
@@ -118,4 +119,4 @@ static inline void amx_dpbssd(int sums, int x, int w) {
 #define _tile_loadd(tile, from, stride) amx_loadd(tile, from, stride)
 #define _tile_stored(tile, to, stride)  amx_stored(tile, to, stride)
 #define _tile_zero(tile)                amx_zero(tile)
-#define _tile_dpbssd(sums, x, w)        amx_dpbssd(sums, x, w)
+#define _tile_dpbssd(sums, x, w)        amx_dpb(sums, x, w, 1, 1)
