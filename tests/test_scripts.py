@@ -143,7 +143,12 @@ def test_bench_llama(repository, tmp_path):
     figures = json.loads(file.read_text())
     assert figures["machine"]["cpu"]
     check_limits(figures["limits"], threads=2)
-    assert figures["settings"] == {"rounds": 2, "busy": 0, "what": "tiny: output Q8_0, 32000 tokens"}
+    assert figures["settings"] == {
+        "rounds": 2,
+        "busy": 0,
+        "gpu_layers": 0,
+        "what": "tiny: output Q8_0, 32000 tokens",
+    }
     bits = {"SHERRY": 1.375, "SHERRY_G32": 1.75, "SHERRY_2P": 2.75, "STQ1_0": 1.3125, "TQ1_0": 1.6875, "TQ2_0": 2.0625}
     bits |= {"Q1_0": 1.125, "Q2_0": 2.25, "Q2_K": 2.625, "Q4_0": 4.5, "Q8_0": 8.5}
     ran = [(result["test"], result["type"]) for result in figures["results"]]
@@ -200,6 +205,11 @@ def test_bench_llama_with_a_build_of_ones_own(repository, runtime, tmp_path):
     build = ["--build", runtime.bin_dir.parent]
     arguments = ["--shape", "tiny", "--types", "SHERRY", "--tests", "tg2", "--rounds", 1]
     assert "SHERRY" in run(repository, "bench_llama.py", *build, *arguments)
+    on_gpu = run(
+        repository, "bench_llama.py", *build, *arguments, "-ngl", 1
+    )  # of a build without one: on the processor
+    assert "layers on the GPU: 1, median" in on_gpu
+    assert "%" not in on_gpu.splitlines()[-1]
     assert "llama-bench" in error(repository, "bench_llama.py", "--build", tmp_path)
 
 

@@ -45,6 +45,7 @@ class Runtime:
 
     programs: Mapping[str, Path]
     options: Sequence[str] = ()
+    gpu_layers: int = 0
 
 
 def programs_for(tests: list[Test]) -> set[str]:
@@ -84,11 +85,11 @@ def run(command: list[str]) -> str:
 def run_model(runtime: Runtime, model: Model, tests: list[Test], threads: int) -> dict[Test, float]:
     """Tokens per second of each test, run once."""
     out: dict[Test, float] = {}
-    common = ["-m", str(model.path), "-t", str(threads)]
+    common = ["-m", str(model.path), "-t", str(threads), "-ngl", str(runtime.gpu_layers)]
     counts = {kind: ",".join(str(test.count) for test in tests if test.kind == kind) for kind in ("pp", "tg")}
     if any(counts.values()):
         sizes = ["-p", counts["pp"] or "0", "-n", counts["tg"] or "0"]
-        once = ["-r", "1", "-ngl", "0", "-o", "json", *runtime.options]
+        once = ["-r", "1", "-o", "json", *runtime.options]
         text = run([str(runtime.programs["llama-bench"]), *common, *sizes, *once])
         for row in json.loads(text):
             test = Test("pp", row["n_prompt"]) if row["n_prompt"] else Test("tg", row["n_gen"])
@@ -97,7 +98,7 @@ def run_model(runtime: Runtime, model: Model, tests: list[Test], threads: int) -
         # The program may end before its last line is out: one more short run, whose line nobody misses.
         sizes = ["-npp", str(BATCHED_PROMPT), "-ntg", f"{BATCHED_TOKENS},1", "-npl", ",".join(map(str, batches))]
         context = max(batches) * (BATCHED_PROMPT + BATCHED_TOKENS)
-        more = ["-c", str(context), "-ngl", "0", "--output-format", "jsonl"]
+        more = ["-c", str(context), "--output-format", "jsonl"]
         text = run([str(runtime.programs[BATCHED]), *common, *sizes, *more])
         for row in (json.loads(line) for line in text.splitlines() if line.startswith("{")):
             if row["tg"] == BATCHED_TOKENS:

@@ -29,10 +29,11 @@ def summarize(
     models: list[Model],
     tests: list[Test],
     rates: dict[tuple[Model, Test], list[float]],
-    measured: dict[str, Any],
+    measured: dict[str, Any] | None,
     reference: str = REFERENCE,
 ) -> list[dict[str, Any]]:
-    """A row for each test and model. reference: the type that others of the same shape are compared with."""
+    """A row for each test and model. measured: the limits, if they are those of what computes. reference: the type that
+    others of the same shape are compared with."""
     results = []
     for test in tests:
         for model in models:
@@ -52,7 +53,7 @@ def summarize(
                     "bpw": model.bits,
                     "read_gb": model.read_bytes / 1e9,
                     f"ratio_to_{reference.lower()}": ratio,
-                    "share_of_limit": share_of_limit(model, test, tok_s, measured),
+                    "share_of_limit": share_of_limit(model, test, tok_s, measured) if measured else None,
                 }
             )
     return results
@@ -70,8 +71,10 @@ def print_results(
             if result["test"] == test:
                 ratio = result[f"ratio_to_{reference.lower()}"]
                 ratio_text = "-" if ratio is None else f"{ratio:.2f}x"
+                share = result["share_of_limit"]
+                share_text = "-" if share is None else f"{share:.0%}"
                 figures = f"{result['bpw']:6.3f} {result['tok_s']:9.2f} {result['tok_s_best']:8.2f}"
-                print(f"{label(result):{width}} {figures} {ratio_text:>9} {result['share_of_limit']:16.0%}")
+                print(f"{label(result):{width}} {figures} {ratio_text:>9} {share_text:>16}")
 
 
 def load_pyplot() -> Any:
