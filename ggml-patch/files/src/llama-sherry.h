@@ -5,6 +5,7 @@
 #include "../ggml/src/ggml-sherry-2p.h"
 #include "../ggml/src/ggml-sherry-g32.h"
 #include "../ggml/src/ggml-stq1.h"
+#include "ggml-backend.h"
 #include "ggml.h"
 #include "gguf.h"
 #include "llama-impl.h"
@@ -13,6 +14,8 @@
 #include <cinttypes>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 static constexpr const char * LLAMA_SHERRY_VERSION_KEY = "sherry.format_version"; // u32, absent means 1
 static constexpr uint32_t     LLAMA_SHERRY_VERSION     = 2; // 1: SHERRY, 2: SHERRY_G32 and SHERRY_2P
@@ -51,6 +54,21 @@ static inline void llama_sherry_check_rows(const ggml_tensor * tensor, ggml_type
             " weights, and " + ggml_type_name(type) + "'s blocks have " + std::to_string(ggml_blck_size(type)) +
             ": choose another type for it");
     }
+}
+
+// Whether the matrices of layers that are not on a GPU are all in tiles (or in other layouts of the CPU's own), which are
+// never lent to one for a long prompt. What is computed between them is not worth lending either: it costs two copies.
+static inline bool llama_sherry_lends_no_matrix(const std::vector<std::pair<std::string, ggml_tensor *>> & tensors) {
+    bool in_tiles = false;
+    for (const auto & [name, tensor] : tensors) {
+        if (name.rfind("blk.", 0) == 0 && tensor->type != GGML_TYPE_F32 && tensor->buffer) {
+            if (ggml_backend_buffer_is_host(tensor->buffer)) {
+                return false;
+            }
+            in_tiles = in_tiles || std::string(ggml_backend_buffer_name(tensor->buffer)) == "CPU_SHERRY";
+        }
+    }
+    return in_tiles;
 }
 
 // groups of n weights that one of the types changes to what they are not
