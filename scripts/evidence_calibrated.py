@@ -1,12 +1,16 @@
 """What calibration to planes of Sherry costs a model, beside llama.cpp's own types: perplexity, KL divergence, top-1.
 
     python scripts/evidence_calibrated.py MODEL WORK [--tokens 16384] [--windows 8] [--types Q2_K IQ2_S IQ3_XXS Q3_K]
+                                          [--bpw 3 3.4] [--ptqtp]
 
 MODEL is a folder as transformers reads it. All is computed in PyTorch from the weights that the blocks give back, of
 the linear layers of the decoder alone, so that types are compared and not runtimes. Calibrated on State of the Union
 addresses up to 2000, measured on later ones, the second half of each window, as llama-perplexity scores. llama.cpp's
 types get the mean squares of the same activations as importance, and their blocks lie over several rows end to end
 where a row is no whole number of blocks, so that each has its own bits. What is finished is kept in WORK.
+
+--bpw: two planes with stock types for some matrices, as `convert --bpw` has them. --ptqtp: two dense ternary planes as
+PTQTP finds them, without a text (arXiv 2509.16989): groups of 128, up to 50 turns.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import ctypes
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +33,20 @@ from transformers import AutoModelForCausalLM
 
 from sherry_gguf import llama_cpp
 from sherry_gguf.calibrate.decoder import Decoder
-from sherry_gguf.calibrate.layers import calibrate
+from sherry_gguf.calibrate.layers import Calibrated, calibrate
+from sherry_gguf.calibrate.mixed import bits as bits_of
+from sherry_gguf.calibrate.mixed import spend, there_and_back
 from sherry_gguf.calibrate.state import State
 from sherry_gguf.calibrate.text import read_windows
 from sherry_gguf.calibrate.watch import Watch, matrices
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.checkpoint.declared import matching
+from sherry_gguf.convert.library import use_library_quantizers
+from sherry_gguf.convert.type_choice import LIBRARY_TYPES
 
 CHARACTERS = 600_000  # of the latest addresses that are calibrated on
 BITS = {1: 1.375, 2: 2.75}  # of planes
+TRIT_GROUP = 128  # weights that share the scales of PTQTP's planes
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--windows", type=int, default=8, help="that are measured on")
     parser.add_argument("--planes", type=int, nargs="*", default=[2, 1])
+    parser.add_argument("--bpw", type=float, nargs="*", default=[])
+    parser.add_argument("--ptqtp", action="store_true")
     parser.add_argument("--types", nargs="*", default=["Q2_K", "IQ2_S", "IQ3_XXS", "Q3_K"])
     parser.add_argument("--files", type=Path, nargs="*", default=[], help="GGUF files of the model by llama-quantize")
     parser.add_argument("--texts", type=Path, help="where the addresses are, or go (default: WORK/sotu)")
@@ -77,12 +89,27 @@ def main() -> None:
     show("float", 32, score(in_float, in_float, measured))
     for planes in args.planes:
         started = time.monotonic()
-        state = State(args.work / f"{planes}-planes", {"planes": planes, "tokens": windows.numel()})
-        found = calibrate(checkpoint, names, windows, state, planes=planes, memory=4.0, progress=True)
+        instead = bool(args.bpw) and planes == 2
+        if instead:
+            use_library_quantizers(LIBRARY_TYPES)
+        facts = {"planes": planes, "tokens": windows.numel(), "instead": instead}
+        state = State(args.work / f"{planes}-planes", facts)
+        found = calibrate(checkpoint, names, windows, state, planes=planes, memory=4.0, instead=instead, progress=True)
         seconds = time.monotonic() - started
         with weights_of(model, names, lambda name, _, found=found: found.load(name)):  # type: ignore[misc]
             scores = score(in_float, log_probabilities(model, measured), measured)
         show(f"{planes} planes, calibrated ({seconds:.0f} s)", BITS[planes], scores)
+        for budget in args.bpw if instead else ():
+            types, bits = mixture(found, {name: math.prod(checkpoint.info(name).shape) for name in names}, budget)
+            with weights_of(model, names, lambda n, w, of=(found, types): mixed(n, w, *of)):  # type: ignore[misc]
+                scores = score(in_float, log_probabilities(model, measured), measured)
+            kinds = Counter(f"{name.split('.')[-2]} as {kind}" for name, kind in types.items())
+            said = ", ".join(f"{count} {what}" for what, count in sorted(kinds.items()))
+            show(f"2 planes, --bpw {budget:g}: {said}", bits, scores)
+    if args.ptqtp:
+        with weights_of(model, names, lambda _, w: trit_planes(w)):
+            scores = score(in_float, log_probabilities(model, measured), measured)
+        show("PTQTP", 2 * math.log2(3) + 2 * 16 / TRIT_GROUP, scores)
     for path in args.files:
         stored, bits = linear_layers(path, names)
         with weights_of(model, names, lambda n, _, stored=stored: stored[n]):  # type: ignore[misc]
@@ -95,6 +122,38 @@ def main() -> None:
             with weights_of(model, names, lambda n, w, t=name: quantizer.there_and_back(w, importance[n], t)):  # type: ignore[misc]
                 scores = score(in_float, log_probabilities(model, measured), measured)
             show(f"{name}, with importance", quantizer.bits(name), scores)
+
+
+def mixture(found: Calibrated, sizes: dict[str, int], budget: float) -> tuple[dict[str, str], float]:
+    """The stock types of some matrices, and the bits of a weight."""
+    losses = {name: output**2 for name, output in found.outputs.items()}
+    types = spend(losses, found.instead, sizes, BITS[2], budget)
+    bits = sum((bits_of(types[name]) if name in types else BITS[2]) * size for name, size in sizes.items())
+    return types, bits / sum(sizes.values())
+
+
+def mixed(name: str, weights: torch.Tensor, found: Calibrated, types: dict[str, str]) -> torch.Tensor:
+    return there_and_back(weights, types[name]) if name in types else found.load(name)
+
+
+def trit_planes(weights: torch.Tensor) -> torch.Tensor:
+    """float32[rows, k] as sums of two scaled planes of -1, 0, 1, by turns of the nearest sums and of least squares."""
+    groups = weights.reshape(-1, TRIT_GROUP)
+    sums = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0])] * 2)  # of planes
+    size = groups.abs().mean(dim=1)
+    scales = torch.stack([size, size / 2], dim=1)
+    for _ in range(50):
+        nearest = (groups[:, :, None] - (scales @ sums.T)[:, None]).abs().argmin(dim=2)
+        planes = sums[nearest]  # [groups, 128, 2]
+        squares = planes.mT @ planes + 1e-8 * torch.eye(2)
+        found = torch.linalg.solve(squares, planes.mT @ groups[:, :, None])[:, :, 0]
+        # two equal planes are one, whose scales any sum of two would do for
+        moved = torch.where((torch.linalg.det(squares) > 1e-3)[:, None], found, scales)
+        settled = torch.allclose(moved, scales, rtol=1e-4)
+        scales = moved
+        if settled:
+            break
+    return (planes @ scales[:, :, None]).reshape(weights.shape)
 
 
 def log_probabilities(model: Any, windows: torch.Tensor) -> list[torch.Tensor]:

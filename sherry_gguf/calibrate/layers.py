@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from sherry_gguf.calibrate.decoder import Decoder
 from sherry_gguf.calibrate.feedback import quantize
 from sherry_gguf.calibrate.hessian import Hessian, damped, upper_factor
+from sherry_gguf.calibrate.mixed import alternatives, there_and_back
 from sherry_gguf.calibrate.refit import refit
 from sherry_gguf.calibrate.state import State
 from sherry_gguf.calibrate.watch import Matrix, Watch, matrices
@@ -36,6 +37,7 @@ class Calibrated:
     layer_of  name -> its decoder layer, or the place after all for the head
     weights   name -> |w_q - w| / |w|
     outputs   name -> the same of the matrix's outputs on the calibration text
+    instead   name -> type -> the same in a stock type, squared, where that was asked for
     notes     what is to be said of channels that are dead or repeated, and of experts that saw few tokens
     """
 
@@ -43,11 +45,18 @@ class Calibrated:
     layer_of: Mapping[str, int]
     weights: dict[str, float] = field(default_factory=dict)
     outputs: dict[str, float] = field(default_factory=dict)
+    instead: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def load(self, name: str) -> torch.Tensor:
         """float32[rows, k], as a reader of the file computes them."""
         return self.state.read(self.layer_of[name], name).weights()
+
+    def without(self, names: Collection[str]) -> Calibrated:
+        """The others."""
+        kept = {name: layer for name, layer in self.layer_of.items() if name not in names}
+        weights, outputs = ({name: found[name] for name in kept} for found in (self.weights, self.outputs))
+        return replace(self, layer_of=kept, weights=weights, outputs=outputs)
 
     def said(self) -> list[str]:
         """The notes, after what the weights were changed to and by how much."""
@@ -68,6 +77,7 @@ def calibrate(
     *,
     planes: int,
     memory: float,
+    instead: bool = False,
     progress: bool = False,
 ) -> Calibrated:
     """Quantize matrices of a checkpoint on a text.
@@ -76,6 +86,7 @@ def calibrate(
     windows int64[windows, length], tokens
     planes  1 or 2
     memory  GiB that activations may take
+    instead also say what each matrix would lose in the stock types that it could have (``mixed.py``)
 
     A layer that ``state`` has finished is only computed. Raises SherryError for activations that are not finite, and
     for a matrix that nothing is multiplied with.
@@ -108,13 +119,14 @@ def calibrate(
                     _compute(decoder, index, hidden)
                 if index in unfinished:
                     _require_reached(found, watch, targets)
-                    _quantize_layer(state, index, found, watch.hessians, planes, bar)
+                    _quantize_layer(state, index, found, watch.hessians, planes, instead, bar)
                 decoder.free(index)
     result = Calibrated(state, layer_of)
     for index in sorted(set(layer_of.values())):
         said = state.found(index)
         result.weights.update(said["weights"])
         result.outputs.update(said["outputs"])
+        result.instead.update(said["instead"])
         result.notes += said["notes"]
     return result
 
@@ -169,9 +181,15 @@ def _require_reached(found: Sequence[Matrix], watch: Watch, targets: Iterable[st
 
 
 def _quantize_layer(
-    state: State, index: int, found: Sequence[Matrix], hessians: Mapping[int, Hessian], planes: int, bar: Any
+    state: State,
+    index: int,
+    found: Sequence[Matrix],
+    hessians: Mapping[int, Hessian],
+    planes: int,
+    instead: bool,
+    bar: Any,
 ) -> None:
-    said: dict[str, Any] = {"weights": {}, "outputs": {}, "notes": []}
+    said: dict[str, Any] = {"weights": {}, "outputs": {}, "instead": {}, "notes": []}
     result = {}
     for hessian, members in _by_statistics(found, hessians, said["notes"]):
         names = [name for matrix in members for name in matrix.rows]
@@ -191,7 +209,13 @@ def _quantize_layer(
             result[name] = own
             change = own.weights() - part
             said["weights"][name] = float(change.norm() / part.norm().clamp_min(1e-30))
-            said["outputs"][name] = (_energy(change, hessian.sum) / max(_energy(part, hessian.sum), 1e-30)) ** 0.5
+            energy = max(_energy(part, hessian.sum), 1e-30)
+            said["outputs"][name] = (_energy(change, hessian.sum) / energy) ** 0.5
+            if instead and members[0].stack is None:  # experts are one tensor of the file
+                said["instead"][name] = {
+                    kind: _energy(there_and_back(part, kind) - part, hessian.sum) / energy
+                    for kind in alternatives(part.shape[-1])
+                }
             bar.update(part.numel())
     state.write(index, result, said)
 

@@ -106,6 +106,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="for a model that was not trained as Sherry, with --outtype sherry_2p: change its weights to those that "
         "come nearest on this text, some 100 kB of what the model will read and write",
     )
+    basic.add_argument(
+        "--bpw",
+        metavar="BITS",
+        type=float,
+        help="with --calibrate: bits a weight of the calibrated matrices in the mean, such as 3; those that lose most "
+        "get a stock type, and keep the checkpoint's weights as near as that can",
+    )
     expert.add_argument(
         "--calibrate-tokens",
         metavar="N",
@@ -252,15 +259,22 @@ def _calibration_of(args: argparse.Namespace) -> Calibration | None:
     """What the flags say. Warns of one plane before the hours that it takes."""
     given = {
         name: value
-        for name, value in (("tokens", args.calibrate_tokens), ("memory", args.memory), ("seed", args.seed))
+        for name, value in (
+            ("tokens", args.calibrate_tokens),
+            ("memory", args.memory),
+            ("seed", args.seed),
+            ("bits", args.bpw),
+        )
         if value is not None
     }
     if args.calibrate is None:
         if given:
-            raise SherryError("--calibrate-tokens, --memory and --seed belong to --calibrate")
+            raise SherryError("--calibrate-tokens, --memory, --seed and --bpw belong to --calibrate")
         return None
     if not all(value >= 0 for value in given.values()) or given.get("tokens") == 0:
-        raise SherryError("--calibrate-tokens, --memory and --seed are no negative numbers, and some tokens are needed")
+        raise SherryError(
+            "--calibrate-tokens, --memory, --seed and --bpw are no negative numbers, and some tokens are needed"
+        )
     if args.outtype and parse_outtype(args.outtype) == SHERRY.outtype:
         print(
             "warning: one plane is for models that are trained as Sherry, and of others it leaves little; "

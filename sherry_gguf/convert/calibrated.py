@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Final
 import torch
 
 from sherry_gguf.calibrate.layers import Calibrated, calibrate
+from sherry_gguf.calibrate.mixed import alternatives, spend
 from sherry_gguf.calibrate.state import State
 from sherry_gguf.calibrate.text import read_windows
 from sherry_gguf.checkpoint import Checkpoint, Source
@@ -39,12 +42,15 @@ class Calibration:
     tokens  how many of it are used, at most
     memory  GiB that activations may take; they go to disk where they would take more
     seed    decides which windows of the text are used
+    bits    of a weight of the matrices that are calibrated, in the mean: those that need it most get a stock type.
+            None: all are planes
     """
 
     text: Path
     tokens: int = 32768
     memory: float = 4.0
     seed: int = 0
+    bits: float | None = None
 
 
 def require_type(types: TypeChoice) -> TensorType:
@@ -107,6 +113,8 @@ def calibration_job(checkpoint: Checkpoint, source: Source, types: TypeChoice, c
     a checkpoint that needs no calibration or cannot get one.
     """
     asked = require_type(types)
+    if calibration.bits is not None and not (own := asked.bits_per_weight) < calibration.bits:
+        raise SherryError(f"{calibration.bits:g} bits a weight were asked for, and {asked.name} takes {own:g} already")
     plan = calibrated_plan(checkpoint, source, asked, types.head)
     windows = read_windows(calibration.text, checkpoint, calibration.tokens, calibration.seed)
     provenance: dict[str, str | int] = {
@@ -135,7 +143,7 @@ def calibrate_job(job: Job, calibration: Calibration, target: Path, progress: bo
     """Find the job's weights, which takes minutes to hours. What is finished stays in a folder beside ``target``."""
     asked = require_type(job.types)
     assert job.windows is not None
-    state = State(target.with_name(f"{target.name}.calibration"), _facts(job, asked))
+    state = State(target.with_name(f"{target.name}.calibration"), _facts(job, asked, calibration.bits is not None))
     try:
         result = calibrate(
             job.checkpoint,
@@ -144,12 +152,42 @@ def calibrate_job(job: Job, calibration: Calibration, target: Path, progress: bo
             state,
             planes=asked.planes,
             memory=calibration.memory,
+            instead=calibration.bits is not None,
             progress=progress,
         )
     finally:
         state.remove_if_empty()
     job.calibrated.update({name: partial(result.load, name) for name in job.plan.layers})
     return result
+
+
+def stock_types(checkpoint: Checkpoint, plan: Plan) -> set[str]:
+    """The types that ``mixed`` may give to matrices of a plan."""
+    return {kind for name in plan.layers for kind in alternatives(checkpoint.info(name).shape[-1])}
+
+
+def mixed(
+    job: Job, calibrated: Calibrated, bits: float, tensors: Mapping[str, Sequence[str]]
+) -> tuple[Job, Calibrated, str]:
+    """The job with a stock type for the matrices that need more bits most; what is left of the calibration; a note.
+
+    bits     of a weight, in the mean of all calibrated matrices, at most
+    tensors  checkpoint's name -> the tensors of the file that hold it
+    """
+    sizes = {name: math.prod(job.checkpoint.info(name).shape) for name in job.plan.layers}
+    own = require_type(job.types).bits_per_weight
+    losses = {name: calibrated.outputs[name] ** 2 for name in sizes}
+    chosen = spend(losses, calibrated.instead, sizes, own, bits)
+    if not chosen:
+        return job, calibrated, f"{bits:g} bits a weight leave no matrix a stock type: that takes more"
+    overrides = [(f"^{re.escape(place)}$", kind) for name, kind in chosen.items() for place in tensors[name]]
+    types = replace(job.types, overrides=(*overrides, *job.types.overrides))
+    parts = []
+    for kind in sorted(set(chosen.values())):
+        names = [name for name, its_kind in chosen.items() if its_kind == kind]
+        parts.append(f"{len(names)} as {kind}: {_by_place(names)}")
+    note = f"{len(chosen)} of {len(sizes)} matrices are the checkpoint's in a stock type, {'; '.join(parts)}"
+    return replace(job, plan=without(job.plan, list(chosen)), types=types), calibrated.without(chosen), note
 
 
 def notes_on(job: Job) -> list[str]:
@@ -172,8 +210,8 @@ def notes_on(job: Job) -> list[str]:
     return notes
 
 
-def _facts(job: Job, asked: TensorType) -> dict[str, object]:
-    """What the weights depend on: model, text, method, and the arithmetic at hand."""
+def _facts(job: Job, asked: TensorType, instead: bool) -> dict[str, object]:
+    """What the weights depend on: model, text, method, and the arithmetic at hand. instead: what else is remembered."""
     checkpoint = job.checkpoint
     inputs = list(checkpoint.path.iterdir()) if checkpoint.path.is_dir() else [checkpoint.path]
     files = [path.stat() for path in (*inputs, checkpoint.directory / "config.json") if path.suffix in _MODEL_FILES]
@@ -181,6 +219,7 @@ def _facts(job: Job, asked: TensorType) -> dict[str, object]:
         **job.provenance,
         "method": METHOD,
         "planes": asked.planes,
+        "instead": instead,
         "layers": sorted(job.plan.layers),
         "files": sorted([stat.st_size, stat.st_mtime_ns] for stat in files),
         "torch": torch.__version__,

@@ -12,7 +12,15 @@ import numpy as np
 from sherry_gguf import llama_cpp
 from sherry_gguf.checkpoint import Source
 from sherry_gguf.convert import settings
-from sherry_gguf.convert.calibrated import Calibration, calibrate_job, calibration_job, notes_on, without
+from sherry_gguf.convert.calibrated import (
+    Calibration,
+    calibrate_job,
+    calibration_job,
+    mixed,
+    notes_on,
+    stock_types,
+    without,
+)
 from sherry_gguf.convert.complete import require_loadable
 from sherry_gguf.convert.guards import inputs_of, one_line_errors, require_tokenizer
 from sherry_gguf.convert.library import use_library_quantizers
@@ -24,7 +32,7 @@ from sherry_gguf.convert.plan import make_plan
 from sherry_gguf.convert.regridded import regridded
 from sherry_gguf.convert.settle import settle
 from sherry_gguf.convert.summary import Conversion, WrittenTensor
-from sherry_gguf.convert.type_choice import OUTPUT, TypeChoice
+from sherry_gguf.convert.type_choice import LIBRARY_TYPES, OUTPUT, TypeChoice
 from sherry_gguf.convert.verify import require_finite
 from sherry_gguf.convert.verify import verify as verify_file
 from sherry_gguf.errors import SherryError, Way
@@ -86,37 +94,48 @@ def convert(
         job = Job(checkpoint, plan, types.of(plan.rule))
     else:
         job = calibration_job(checkpoint, source, types, calibration)
+        if calibration.bits is not None:
+            use_library_quantizers(stock_types(checkpoint, job.plan) & set(LIBRARY_TYPES))
     if regrid is not None:
         job = replace(job, plan=regridded(job.plan, checkpoint))
     proposed = template(outfile) if outfile else directory_for(source.model)
     require_tokenizer(checkpoint.directory)
-    with one_line_errors(source):
-        settled = settle(job, proposed, progress)
-        job = replace(job, sherry_types=settled.types)
+
+    def prepared(job: Job) -> Any:
+        """An instance of upstream's converter that knows all of the file's tensors and metadata."""
         instance = open_model(job, proposed, model_name, metadata, part_bytes)
         instance.prepare_tensors()
-        if calibration is not None and instance.recorder.otherwise:
-            job = replace(job, plan=without(job.plan, instance.recorder.otherwise))
-            instance = open_model(job, proposed, model_name, metadata, part_bytes)
-            instance.prepare_tensors()
         with under_its_name(checkpoint.directory) as instance.dir_model_card:
             instance.prepare_metadata(vocab_only=False)
         settings.name_an_end(instance, checkpoint.config)
         _require_loadable(instance)
-    target: Path = instance.fname_out
-    targets: list[Path] = instance.gguf_writer.format_shard_names(target)
-    tensors = _written(instance)
+        return instance
+
+    with one_line_errors(source):
+        settled = settle(job, proposed, progress)
+        job = replace(job, sherry_types=settled.types)
+        instance = prepared(job)
+        if calibration is not None and instance.recorder.otherwise:
+            job = replace(job, plan=without(job.plan, instance.recorder.otherwise))
+            instance = prepared(job)
     notes = [*_notes(job, instance), *settled.notes]
-    conversion = Conversion(targets[0], job.plan.summary(), tensors, job.losses, notes, targets)
+    conversion = _of(job, instance, notes)
     if dry_run:
         return conversion
 
-    for file in targets:
-        require_free(file, force, inputs_of(source, metadata))
+    _require_free(conversion, force, inputs_of(source, metadata))
+    target: Path = instance.fname_out
     if calibration is not None:
         with naming_full_disk(target):
             calibrated = calibrate_job(job, calibration, target, progress)
-        conversion = replace(conversion, losses=calibrated.weights, notes=[*notes, *calibrated.said()])
+        if calibration.bits is not None:
+            job, calibrated, note = mixed(job, calibrated, calibration.bits, instance.recorder.places)
+            notes.append(note)
+            with one_line_errors(source):
+                instance = prepared(job)
+            _require_free(_of(job, instance, notes), force, inputs_of(source, metadata))  # other parts, it may be
+        conversion = replace(_of(job, instance, [*notes, *calibrated.said()]), losses=calibrated.weights)
+    targets = conversion.files
     with temporaries_beside(targets) as temporaries:
         with one_line_errors(source), naming_full_disk(target):
             _write(job, instance, temporaries, progress)
@@ -133,6 +152,17 @@ def convert(
     if calibration is not None:
         calibrated.state.remove()
     return conversion
+
+
+def _of(job: Job, instance: Any, notes: Sequence[str]) -> Conversion:
+    """What the instance would write."""
+    files = instance.gguf_writer.format_shard_names(instance.fname_out)
+    return Conversion(files[0], job.plan.summary(), _written(instance), job.losses, notes, files)
+
+
+def _require_free(conversion: Conversion, force: bool, inputs: Sequence[Path]) -> None:
+    for file in conversion.files:
+        require_free(file, force, inputs)
 
 
 def _require_loadable(instance: Any) -> None:

@@ -26,6 +26,7 @@ class Recorder:
     summed        of these, what became of sums
     exact         of baked, the tensors that nobody chose another type for
     with_choice   all tensors that can have another type than the checkpoint's
+    places        the Sherry layers, by the checkpoint's names -> the tensors that they became
     chosen        name -> type, as gguf-py names it, of those that got one
     otherwise     the Sherry layers, by the checkpoint's names, for which the user chose a type
     """
@@ -39,6 +40,7 @@ class Recorder:
     summed: set[str] = field(default_factory=set)
     exact: set[str] = field(default_factory=set)
     with_choice: list[str] = field(default_factory=list)
+    places: dict[str, list[str]] = field(default_factory=dict)
     chosen: dict[str, str] = field(default_factory=dict)
     otherwise: list[str] = field(default_factory=list)
 
@@ -53,6 +55,7 @@ class Recorder:
                 chosen = DEFAULT_EMBEDDING_TYPE
         if is_sherry:
             self.baked.add(name)
+            self.places.setdefault(self.layers[layer], []).append(name)
         if layer in self.sums:
             self.summed.add(name)
         if isinstance(chosen, TensorType):

@@ -52,7 +52,7 @@ def is_calibrated(path: Path) -> bool:
 
 
 def read_chosen(path: Path, checkpoint: Checkpoint, source: Source) -> Chosen:
-    """The calibrated layers of a file. Memory: these in float32, and a few tensors.
+    """The calibrated layers of a file, those in a stock type too. Memory: these in float32, and a few tensors.
 
     Raises SherryError for a file of another model: of other tensors, or whose weights are not near the checkpoint's;
     and for one that requantize has given other types.
@@ -60,12 +60,13 @@ def read_chosen(path: Path, checkpoint: Checkpoint, source: Source) -> Chosen:
     llama_cpp.use_pinned_gguf()
     import gguf
 
-    tensors = [t for t in open_gguf(path).tensors if t.ternary_type in (SHERRY, SHERRY_2P)]
-    if not tensors:
+    written = open_gguf(path).tensors
+    planes = [t for t in written if t.ternary_type in (SHERRY, SHERRY_2P)]
+    if not planes:
         raise SherryError(
             f"{path}: was calibrated, and has no tensor of SHERRY or SHERRY_2P now; compare the file that convert wrote"
         )
-    plan = calibrated_plan(checkpoint, source, SHERRY_2P, any(tensor.name == OUTPUT for tensor in tensors))
+    plan = calibrated_plan(checkpoint, source, SHERRY_2P, any(tensor.name == OUTPUT for tensor in planes))
     names = list(plan.layers)
     marks: dict[str, Callable[[], torch.Tensor]] = {
         name: partial(_marked, i, checkpoint.info(name).shape) for i, name in enumerate(names)
@@ -74,9 +75,11 @@ def read_chosen(path: Path, checkpoint: Checkpoint, source: Source) -> Chosen:
     instance.prepare_tensors()
     expected = take_tensors(instance)
     found: dict[str, torch.Tensor] = {}
-    for tensor in tensors:
+    for tensor in planes:
         if tensor.name not in instance.recorder.baked:
             raise SherryError(f"{tensor.place} is no tensor of {checkpoint.path}; give the GGUF's own checkpoint")
+    quantized = [t for t in written if t.name in instance.recorder.baked and t.type is not None and t.type.block > 1]
+    for tensor in quantized:  # some may have a stock type
         numbers = gguf.LazyNumpyTensor.to_eager(expected.pop(tensor.name).tensor)
         _sort(tensor, numbers, names, checkpoint, found)
     changes = {name: _change(weights, checkpoint.load(name).to(torch.float32)) for name, weights in found.items()}
@@ -110,13 +113,24 @@ def _sort(
     rows = numbers.reshape(-1, k)
     if not (rows[:, _MARKS:] == np.arange(_MARKS, k)).all():
         raise SherryError(f"{tensor.place}: llama.cpp's converter changes more of it than the order of its rows")
-    values = torch.from_numpy(np.concatenate([planes.weights for planes in tensor.chunks()]))
+    values = torch.from_numpy(_weights(tensor))
     layers, places = torch.from_numpy(rows[:, 0].astype(np.int64)), torch.from_numpy(rows[:, 1].astype(np.int64))
     for layer in layers.unique().tolist():
         name, own = names[layer], layers == layer
         if name not in found:
             found[name] = checkpoint.load(name).to(torch.float32, copy=True)
         found[name][places[own]] = values[own]
+
+
+def _weights(tensor: FileTensor) -> F32:
+    """float32[rows, k]"""
+    if tensor.ternary_type is not None:
+        return np.concatenate([planes.weights for planes in tensor.chunks()])
+    import gguf
+
+    assert tensor.type is not None
+    weights: F32 = gguf.quants.dequantize(tensor.rows, gguf.GGMLQuantizationType(tensor.type.type_id))
+    return weights
 
 
 def _change(weights: torch.Tensor, stored: torch.Tensor) -> float:

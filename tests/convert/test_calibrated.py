@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -209,7 +210,43 @@ def test_a_model_that_is_sherry(random_checkpoint, tiny_checkpoint, sherry_confi
             convert(directory, tmp_path / "x.gguf", types=TWO, calibration=on)
 
 
-@pytest.mark.parametrize("flags", [["--seed", "1"], ["--memory", "2"], ["--calibrate-tokens", "9"]])
+def test_more_bits_for_some(random_checkpoint, heldout_text, tmp_path, capsys):
+    """Rows of 384 are no multiples of 256, so that nothing is needed that has to be built."""
+    model = random_checkpoint("Llama", hidden_size=128, intermediate_size=384, head_dim=32)
+    stored = load_file(model / "model.safetensors")
+    out = tmp_path / "x.gguf"
+    line = ["convert", str(model), "--outtype", "sherry_2p", "--outfile", str(out), "--calibrate", str(heldout_text)]
+    assert main([*line, "--calibrate-tokens", "1024", "--bpw", "3.3"]) == 0
+    printed = capsys.readouterr().out
+    tensors = {
+        name: tensor for name, tensor in tensors_of(out).items() if name.startswith("blk") and "norm" not in name
+    }
+    types = {name: tensor.tensor_type.name for name, tensor in tensors.items()}
+    assert set(types.values()) == {"SHERRY_2P", "Q4_0"}
+    weights, n_bytes = (sum(int(getattr(t, of)) for t in tensors.values()) for of in ("n_elements", "n_bytes"))
+    assert 3.2 < 8 * n_bytes / weights <= 3.3
+    stock = [name for name, kind in types.items() if kind == "Q4_0"]
+    assert f"\n{len(stock)} of 14 matrices are the checkpoint's in a stock type, {len(stock)} as q4_0: " in printed
+    assert f"changed the weights of {14 - len(stock)} matrices on purpose" in printed
+    assert f"verified: {14 - len(stock)} SHERRY_2P tensors" in printed
+    values = values_of(out)
+    theirs = {"attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_up": "mlp.up_proj"}
+    for i, (place, name) in product(range(2), theirs.items()):
+        weights = stored[f"model.layers.{i}.{name}.weight"].float().numpy()
+        error = np.linalg.norm(values[f"blk.{i}.{place}.weight"] - weights) / np.linalg.norm(weights)
+        assert (error < 0.12) == (f"blk.{i}.{place}.weight" in stock)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
+
+
+def test_a_budget_that_buys_nothing(plain, on, tmp_path):
+    with refused(r"2.75 bits a weight were asked for, and SHERRY_2P takes 2.75 already$"):
+        convert(plain, tmp_path / "x.gguf", types=TWO, calibration=replace(on, bits=2.75))
+    found = convert(plain, tmp_path / "x.gguf", types=TWO, calibration=replace(on, bits=2.76))
+    assert found.bits_per_weight("SHERRY_2P") == 2.75
+    assert "2.76 bits a weight leave no matrix a stock type: that takes more" in found.notes
+
+
+@pytest.mark.parametrize("flags", [["--seed", "1"], ["--memory", "2"], ["--calibrate-tokens", "9"], ["--bpw", "3"]])
 def test_flags_of_a_calibration_alone(plain, flags, capsys):
     assert main(["convert", str(plain), *flags]) == 1
     assert "belong to --calibrate" in capsys.readouterr().err

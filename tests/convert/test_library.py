@@ -8,6 +8,7 @@ from reading import tensors_of
 
 from sherry_gguf.checkpoint import Checkpoint
 from sherry_gguf.convert import TypeChoice, convert
+from sherry_gguf.convert.calibrated import Calibration
 from sherry_gguf.errors import SherryError
 
 pytestmark = [pytest.mark.runtime, pytest.mark.usefixtures("runtime")]
@@ -27,6 +28,18 @@ def test_k_quants(tiny_checkpoint, tmp_path, pinned_gguf, embedding, output):
         found = pinned_gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
         assert 0 < np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < errors[type_name]
     assert tensors["blk.0.ffn_down.weight"].tensor_type.name == "Q4_K"
+
+
+@pytest.mark.usefixtures("pinned_gguf")
+def test_a_calibration_with_more_bits_for_some(random_checkpoint, heldout_text, tmp_path):
+    directory = random_checkpoint("Llama", hidden_size=256, intermediate_size=512, head_dim=64)
+    types, on = TypeChoice(outtype="sherry_2p"), Calibration(heldout_text, tokens=1024, bits=3.5)
+    tensors = tensors_of(convert(directory, tmp_path / "x.gguf", types=types, calibration=on).outfile)
+    of_layers = [tensor for name, tensor in tensors.items() if name.startswith("blk.") and "norm" not in name]
+    kinds = {tensor.tensor_type.name for tensor in of_layers}
+    assert {"SHERRY_2P", "Q4_K"} <= kinds <= {"SHERRY_2P", "Q4_K", "Q6_K"}
+    n_bytes, weights = (sum(int(getattr(t, of)) for t in of_layers) for of in ("n_bytes", "n_elements"))
+    assert 3.4 < 8 * n_bytes / weights <= 3.5
 
 
 def test_rows_that_do_not_fit_are_refused(random_checkpoint, sherry_config, tmp_path):

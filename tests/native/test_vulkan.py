@@ -140,8 +140,8 @@ def on_cpu(runtime: llama_cpp.Build, files: dict[str, Path], heldout_text: Path)
 def test_layers_that_stay_on_the_cpu_are_repacked(
     build: llama_cpp.Build, files: dict[str, Path], heldout_text: Path, on_cpu: float, place: str
 ) -> None:
-    """As in a build without a GPU: as rows in the GPU's host memory they would be slow. And nothing between them goes to
-    the GPU and back: a prompt's graph is split where a token's is."""
+    """As in a build without a GPU: as rows in the GPU's host memory they would be slow. And nothing between them goes
+    to the GPU and back: a prompt's graph is split where a token's is."""
     options, has_cpu, has_gpu = PLACES[place]
     log = run(build, "llama-perplexity", "-m", files["sherry"], "-f", heldout_text, *SHORT, *options)
     assert ("CPU_SHERRY model buffer" in log) == has_cpu

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,18 @@ def test_the_runtime_says_what_pytorch_says(runtime, pinned_gguf, random_checkpo
     damaged = parity(Source(model), file, heldout_text, limits, ctx_size=128, max_chunks=8, threads=2)
     assert damaged.failures() == []
     assert damaged.total.base_perplexity != found.total.base_perplexity
+
+
+def test_a_stock_type_for_some(runtime, pinned_gguf, random_checkpoint, on, heldout_text, tmp_path):
+    """PyTorch has their weights as the file has them, too."""
+    model = random_checkpoint("Llama", **{**SMALL, "intermediate_size": 384})
+    file = convert(model, tmp_path / "x.gguf", types=TWO, calibration=replace(on, bits=3.3)).outfile
+    assert tensors_of(file)["blk.0.attn_v.weight"].tensor_type.name == "Q4_0"
+    limits = Limits(max_perplexity_change=0.2, max_kld=1e-3, min_top1=85)
+    found = parity(Source(model), file, heldout_text, limits, ctx_size=128, max_chunks=4, threads=2, split=False)
+    assert found.failures() == []
+    assert len(found.calibrated) == 14
+    assert 0.05 < found.calibrated["model.layers.0.self_attn.v_proj.weight"] < 0.12
 
 
 def test_from_the_command_line(runtime, pinned_gguf, random_checkpoint, on, heldout_text, tmp_path, capfd):
