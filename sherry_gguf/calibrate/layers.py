@@ -213,8 +213,8 @@ def _quantize_layer(
             said["outputs"][name] = (_energy(change, hessian.sum) / energy) ** 0.5
             if instead and members[0].stack is None:  # experts are one tensor of the file
                 said["instead"][name] = {
-                    kind: _energy(there_and_back(part, kind) - part, hessian.sum) / energy
-                    for kind in alternatives(part.shape[-1])
+                    type_name: _energy(there_and_back(part, type_name) - part, hessian.sum) / energy
+                    for type_name in alternatives(part.shape[-1])
                 }
             bar.update(part.numel())
     state.write(index, result, said)

@@ -67,16 +67,16 @@ def spend(
     def steps(name: str) -> list[tuple[float, float, str, str]]:
         """(what a bit gains, bits, name, type) of each way to spend more on a matrix that can be paid and gains."""
         loss, paid = now(name)
-        costs = {kind: (bits(kind) - paid) * sizes[name] for kind in instead.get(name, ())}
-        gains = {kind: loss - instead[name][kind] for kind in costs}
+        costs = {type_name: (bits(type_name) - paid) * sizes[name] for type_name in instead.get(name, ())}
+        gains = {type_name: loss - instead[name][type_name] for type_name in costs}
         return [
-            (gains[kind] / cost, cost, name, kind)
-            for kind, cost in costs.items()
-            if 0 < cost <= left and gains[kind] > 0
+            (gains[type_name] / cost, cost, name, type_name)
+            for type_name, cost in costs.items()
+            if 0 < cost <= left and gains[type_name] > 0
         ]
 
     while found := [step for name in losses for step in steps(name)]:
-        _, cost, name, kind = max(found)
-        chosen[name] = kind
+        _, cost, name, type_name = max(found)
+        chosen[name] = type_name
         left -= cost
     return chosen

@@ -163,7 +163,7 @@ def calibrate_job(job: Job, calibration: Calibration, target: Path, progress: bo
 
 def stock_types(checkpoint: Checkpoint, plan: Plan) -> set[str]:
     """The types that ``mixed`` may give to matrices of a plan."""
-    return {kind for name in plan.layers for kind in alternatives(checkpoint.info(name).shape[-1])}
+    return {type_name for name in plan.layers for type_name in alternatives(checkpoint.info(name).shape[-1])}
 
 
 def mixed(
@@ -180,12 +180,12 @@ def mixed(
     chosen = spend(losses, calibrated.instead, sizes, own, bits)
     if not chosen:
         return job, calibrated, f"{bits:g} bits a weight leave no matrix a stock type: that takes more"
-    overrides = [(f"^{re.escape(place)}$", kind) for name, kind in chosen.items() for place in tensors[name]]
+    overrides = [(f"^{re.escape(place)}$", type_name) for name, type_name in chosen.items() for place in tensors[name]]
     types = replace(job.types, overrides=(*overrides, *job.types.overrides))
     parts = []
-    for kind in sorted(set(chosen.values())):
-        names = [name for name, its_kind in chosen.items() if its_kind == kind]
-        parts.append(f"{len(names)} as {kind}: {_by_place(names)}")
+    for type_name in sorted(set(chosen.values())):
+        names = [name for name, its_type in chosen.items() if its_type == type_name]
+        parts.append(f"{len(names)} as {type_name}: {_by_place(names)}")
     note = f"{len(chosen)} of {len(sizes)} matrices are the checkpoint's in a stock type, {'; '.join(parts)}"
     return replace(job, plan=without(job.plan, list(chosen)), types=types), calibrated.without(chosen), note
 
