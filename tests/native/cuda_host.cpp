@@ -1,49 +1,8 @@
-// ggml-cuda/sherry.cuh for the processor: what CUDA and ggml-cuda have beside it is here, by their documentation, in plain C++.
+// ggml-cuda/sherry.cuh for the processor.
 
-#include "ggml.h"
+#include "cuda_shims.h"
 
-#include <cstdint>
-#include <cstring>
-
-#define __device__
-#define __host__
-#define __shared__
-#define __forceinline__ inline
-
-struct float2 { float x, y; };
-struct half { ggml_fp16_t bits; };
-struct half2 { half low, high; };
 struct block_q8_1 { half2 ds; int8_t qs[32]; };
-
-static float __half2float(half h) { return ggml_fp16_to_fp32(h.bits); }
-static float __low2float(half2 h) { return __half2float(h.low); }
-
-static int get_int_b4(const void * x, int i) {
-    int value;
-    memcpy(&value, (const char *) x + 4*i, 4);
-    return value;
-}
-
-static int ggml_cuda_dp4a(int a, int b, int c) {
-    for (int i = 0; i < 4; ++i) {
-        c += (int8_t) (a >> 8*i) * (int8_t) (b >> 8*i);
-    }
-    return c;
-}
-
-// byte i of the result is the one of b:a that nibble i of the selector numbers
-static int __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
-    const uint64_t both = (uint64_t) b << 32 | a;
-    uint32_t result = 0;
-    for (int i = 0; i < 4; ++i) {
-        result |= (uint32_t) (both >> 8*(selector >> 4*i & 7) & 0xFF) << 8*i;
-    }
-    return (int) result;
-}
-
-static void __syncthreads() {}
-
-template <ggml_type type> struct ggml_cuda_type_traits;
 
 #include "ggml-cuda/sherry.cuh"
 
