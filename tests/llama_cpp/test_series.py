@@ -25,7 +25,7 @@ HUNK_LINES = {
     "0007-gpu-backends": 9,
     "0008-log": 10,
     "0009-vulkan": 110,
-    "0010-cuda": 99,
+    "0010-cuda": 139,
     "0011-find-backends": 7,
     "0012-t5": 5,
     "0013-q8-0-x86": 31,

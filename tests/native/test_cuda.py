@@ -1,12 +1,14 @@
 """What the CUDA backend does with a block, compiled for the processor. What is around it needs a GPU, and is not run.
 
-Products are compared with equality: of activations and scales that are small integers every sum is exact.
+Products are compared with equality: of activations and scales that are small integers every sum is exact. Of tiles,
+whose products are upstream's, all bytes have to be those that upstream's loader of Q8_0 writes for the same weights.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from operands import random_blocks
+from operands import U8, random_blocks
 
 from sherry_gguf import llama_cpp
 from sherry_gguf.formats.sherry import SHERRY
@@ -26,27 +28,75 @@ from sherry_gguf.formats.tensor_type import TensorType
 pytestmark = pytest.mark.runtime
 
 HEADERS = ("ggml-sherry.h", "ggml-sherry-g32.h", "ggml-sherry-2p.h", "ggml-stq1.h", "ggml-cuda/sherry.cuh")
+Q8_0 = np.dtype([("d", np.float16), ("qs", np.int8, 32)])
 Q8_1 = np.dtype([("d", np.float16), ("sum", np.float16), ("qs", np.int8, 32)])
 
 types = pytest.mark.parametrize("of", [SHERRY, SHERRY_G32, SHERRY_2P, STQ1_0], ids=lambda of: of.name)
 
 
-@pytest.fixture(scope="module")
-def host(runtime: llama_cpp.Build, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The header between stand-ins for what it includes of ggml-cuda (cuda_host.cpp has them)."""
-    folder = tmp_path_factory.mktemp("cuda")
+# What the defines of ggml-cuda/common.cuh are, and the threads of a warp: tiles for tensor cores, and for dp4a.
+GPUS = {
+    "turing and newer": ("__CUDA_ARCH__=900", "TURING_MMA_AVAILABLE", "WARP=32"),
+    "pascal and volta": ("__CUDA_ARCH__=610", "WARP=32"),
+    "cdna": ("GGML_USE_HIP", "CDNA", "AMD_MFMA_AVAILABLE", "WARP=64"),
+    "gcn": ("GGML_USE_HIP", "GCN", "WARP=64"),
+    "rdna3": ("GGML_USE_HIP", "RDNA3", "AMD_WMMA_AVAILABLE", "WARP=32"),
+}
+
+
+def compiled(runtime: llama_cpp.Build, folder: Path, program: str, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """A program beside this file, with the headers in folder."""
+    library = folder / "host.so"
+    command = [
+        *shlex.split(os.environ.get("CXX", "c++")), "-std=c++17", "-O1", "-fPIC", "-shared", f"-I{folder}",
+        f"-I{runtime.source / 'ggml/include'}", *(f"-D{define}" for define in defines),
+        Path(__file__).with_name(program), "-o", library, f"-L{runtime.bin_dir}", "-lggml-base",
+        f"-Wl,-rpath,{runtime.bin_dir}",
+    ]  # fmt: skip
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(library))
+
+
+def copy_headers(runtime: llama_cpp.Build, folder: Path) -> None:
+    """The headers of ours, between stand-ins for what they include of ggml-cuda (cuda_shims.h has them)."""
     (folder / "ggml-cuda").mkdir()
     for name in HEADERS:
         shutil.copy(runtime.source / "ggml/src" / name, folder / name)
     (folder / "ggml-cuda/vecdotq.cuh").write_text("")
-    command = [
-        *shlex.split(os.environ.get("CXX", "c++")), "-std=c++17", "-O1", "-fPIC", "-shared", f"-I{folder}",
-        f"-I{runtime.source / 'ggml/include'}", Path(__file__).with_name("cuda_host.cpp"), "-o", folder / "host.so",
-        f"-L{runtime.bin_dir}", "-lggml-base", f"-Wl,-rpath,{runtime.bin_dir}",
-    ]  # fmt: skip
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(folder / "host.so"))
+
+
+@pytest.fixture(scope="module")
+def host(runtime: llama_cpp.Build, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    folder = tmp_path_factory.mktemp("cuda")
+    copy_headers(runtime, folder)
+    return compiled(runtime, folder, "cuda_host.cpp")
+
+
+@pytest.fixture(scope="module", params=list(GPUS.values()), ids=list(GPUS))
+def tiles(
+    runtime: llama_cpp.Build, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> ctypes.CDLL:
+    """Of upstream's mmq.cuh the part before the kernels, and its loader of Q8_0; ours in full."""
+    folder = tmp_path_factory.mktemp("tiles")
+    copy_headers(runtime, folder)
+    source, to = runtime.source / "ggml/src", folder / "ggml-cuda"
+    for path in (source / "ggml-common.h", *(source / "ggml-cuda").glob("mmq-config-*.cuh")):
+        shutil.copy(path, folder / path.relative_to(source))
+    shutil.copy(source / "ggml-cuda/sherry-mmq.cuh", to)
+    for path in (folder / "cuda_fp16.h", folder / "cuda_bf16.h", to / "common.cuh", to / "mmq-vec-dot.cuh"):
+        path.write_text("")
+    before, include, _ = (source / "ggml-cuda/mmq.cuh").read_text().partition('#include "sherry-mmq.cuh"\n')
+    assert include
+    (to / "mmq.cuh").write_text(before + include)
+    loader = re.search(
+        r"^template <[^>]*>[^;{]*\bggml_cuda_mmq_load_tiles_q8_0\(.*?^}$",
+        (source / "ggml-cuda/mmq-load-tiles.cuh").read_text(),
+        re.DOTALL | re.MULTILINE,
+    )
+    assert loader
+    (to / "mmq-load-tiles.cuh").write_text(loader[0])
+    return compiled(runtime, folder, "cuda_tiles.cpp", request.param)
 
 
 @types
@@ -73,3 +123,51 @@ def test_products_are_exact(host: ctypes.CDLL, of: TensorType) -> None:
     found = [dot(ctypes.c_void_p(row.ctypes.data), ctypes.c_void_p(y.ctypes.data), k) for row in packed]
     x = (y["qs"].astype(np.float64) * y["d"].astype(np.float64)[:, None]).reshape(-1)
     np.testing.assert_array_equal(found, of.dequantize(packed).astype(np.float64) @ x)
+
+
+def as_q8_0(of: TensorType, blocks: U8) -> U8:
+    """blocks uint8[n, block_bytes] -> blocks of Q8_0 uint8[n * of.block / 32, 34]: its integers are the codes"""
+    ones = blocks.copy()
+    ones[:, -2:] = np.ones(1, np.float16).view(np.uint8)
+    result = np.empty(len(blocks) * of.block // 32, Q8_0)
+    result["qs"] = of.dequantize(ones).reshape(-1, 32)
+    result["d"] = np.repeat(blocks[:, -2:].copy().view(np.float16), of.block // 32)
+    return result.view(np.uint8)
+
+
+def loaded(tiles: ctypes.CDLL, name: str, blocks: U8, *place: int, fallback: bool) -> U8:
+    """The tile in shared memory, and what is left as it was."""
+    tile = np.full(tiles.host_tile_size() * 4, 0xA5, np.uint8)
+    load = getattr(tiles, f"host_load_{name}")
+    load(ctypes.c_void_p(blocks.ctypes.data), ctypes.c_void_p(tile.ctypes.data), *place, ctypes.c_bool(fallback))
+    return tile
+
+
+@pytest.mark.parametrize(
+    ("of", "k"),
+    [(SHERRY, 768), (SHERRY, 640), (SHERRY_G32, 768), (SHERRY_G32, 672), (SHERRY_G32, 32), (STQ1_0, 768)],
+    ids=lambda of: getattr(of, "name", str(of)),
+)
+@pytest.mark.parametrize("missing", [None, 0, 1, 31, 62, 63])
+def test_tiles_are_those_of_q8_0(tiles: ctypes.CDLL, of: TensorType, k: int, missing: int | None) -> None:
+    """All tiles of a row, of which the last may have weights beyond its end. Missing rows: the matrix is too short."""
+    rows = tiles.host_tile_rows()
+    last = rows - 1 - (missing or 0)
+    packed = random_blocks(of, last + 1, k).reshape(-1, of.block_bytes)
+    beyond = np.zeros((512 // of.block, of.block_bytes), np.uint8)  # buffers of matrices end in such zeros
+    blocks = np.concatenate([packed, beyond])
+    q8_0 = as_q8_0(of, blocks)
+    for first in range(0, k, 256):
+        fallback = missing is not None
+        found, expected = (
+            loaded(tiles, name, data, first // block, last, k // block, fallback=fallback)
+            for name, data, block in ((of.name.lower(), blocks, of.block), ("q8_0", q8_0, 32))
+        )
+        np.testing.assert_array_equal(found, expected)
+        written = np.count_nonzero(expected.view(np.uint32) != 0xA5A5A5A5)
+        assert written == (last + 1) * (64 + 8)
+
+
+@pytest.mark.parametrize("of", [SHERRY, SHERRY_G32, STQ1_0], ids=lambda of: of.name)
+def test_tiles_have_the_sizes_of_q8_0(tiles: ctypes.CDLL, of: TensorType) -> None:
+    assert tiles.host_configs_that_differ(of.type_id) == 0

@@ -24,6 +24,12 @@ static constexpr __host__ __device__ bool is_sherry(const ggml_type type) {
     return type == GGML_TYPE_SHERRY || type == GGML_TYPE_SHERRY_G32 || type == GGML_TYPE_SHERRY_2P || type == GGML_TYPE_STQ1_0;
 }
 
+// Those that mul_mat_q multiplies, by tiles of bytes with a scale for 32 weights (sherry-mmq.cuh), in which a tile of Q8_0 is
+// laid out. A weight of SHERRY_2P has two scales.
+static constexpr __host__ __device__ bool sherry_has_tiles(const ggml_type type) {
+    return is_sherry(type) && type != GGML_TYPE_SHERRY_2P;
+}
+
 // The four weights of a group, each -1, 0 or 1 in a byte. Bits of index: 3 and 2 are the position of the zero, 1 and 0 say
 // whether the third and the second of the other weights differ in sign from the first; bit 0 of sign is the first one's.
 static __device__ __forceinline__ int sherry_bytes(const uint32_t index, const uint32_t sign) {
