@@ -51,6 +51,8 @@ static int __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
     return (int) result;
 }
 
-static void __syncthreads() {}
+// what the threads of a block do where they wait for each other: nothing, as long as they run one after the other
+static void (*wait_for_others)() = [] {};
+static void __syncthreads() { wait_for_others(); }
 
 template <ggml_type type> struct ggml_cuda_type_traits;
