@@ -60,6 +60,8 @@ class Calibrated:
 
     def said(self) -> list[str]:
         """The notes, after what the weights were changed to and by how much."""
+        if not self.outputs:
+            return self.notes
         errors = sorted(self.outputs.items(), key=lambda item: item[1])
         (_, median), (worst, largest) = errors[len(errors) // 2], errors[-1]
         return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -167,20 +167,23 @@ def stock_types(checkpoint: Checkpoint, plan: Plan) -> set[str]:
 
 
 def mixed(
-    job: Job, calibrated: Calibrated, bits: float, tensors: Mapping[str, Sequence[str]]
+    job: Job, calibrated: Calibrated, bits: float, tensors: Mapping[str, Set[str]]
 ) -> tuple[Job, Calibrated, str]:
     """The job with a stock type for the matrices that need more bits most; what is left of the calibration; a note.
 
     bits     of a weight, in the mean of all calibrated matrices, at most
-    tensors  checkpoint's name -> the tensors of the file that hold it
+    tensors  checkpoint's name -> the tensors of the file that hold it; what shares one with others stays planes
     """
     sizes = {name: math.prod(job.checkpoint.info(name).shape) for name in job.plan.layers}
     own = require_type(job.types).bits_per_weight
     losses = {name: calibrated.outputs[name] ** 2 for name in sizes}
-    chosen = spend(losses, calibrated.instead, sizes, own, bits)
+    holds = Counter(tensor for places in tensors.values() for tensor in places)
+    alone = {name for name, places in tensors.items() if all(holds[tensor] == 1 for tensor in places)}
+    instead = {name: found for name, found in calibrated.instead.items() if name in alone}
+    chosen = spend(losses, instead, sizes, own, bits)
     if not chosen:
         return job, calibrated, f"{bits:g} bits a weight leave no matrix a stock type: that takes more"
-    overrides = [(f"^{re.escape(place)}$", type_name) for name, type_name in chosen.items() for place in tensors[name]]
+    overrides = [(f"^{re.escape(t)}$", type_name) for name, type_name in chosen.items() for t in sorted(tensors[name])]
     types = replace(job.types, overrides=(*overrides, *job.types.overrides))
     parts = []
     for type_name in sorted(set(chosen.values())):

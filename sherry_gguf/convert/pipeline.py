@@ -119,6 +119,8 @@ def convert(
             job = replace(job, plan=without(job.plan, instance.recorder.otherwise))
             instance = prepared(job)
     notes = [*_notes(job, instance), *settled.notes]
+    if dry_run and calibration is not None and calibration.bits is not None:
+        notes.append("here all are planes: calibration finds the matrices that get a stock type")
     conversion = _of(job, instance, notes)
     if dry_run:
         return conversion

@@ -40,7 +40,7 @@ class Recorder:
     summed: set[str] = field(default_factory=set)
     exact: set[str] = field(default_factory=set)
     with_choice: list[str] = field(default_factory=list)
-    places: dict[str, list[str]] = field(default_factory=dict)
+    places: dict[str, set[str]] = field(default_factory=dict)
     chosen: dict[str, str] = field(default_factory=dict)
     otherwise: list[str] = field(default_factory=list)
 
@@ -55,7 +55,7 @@ class Recorder:
                 chosen = DEFAULT_EMBEDDING_TYPE
         if is_sherry:
             self.baked.add(name)
-            self.places.setdefault(self.layers[layer], []).append(name)
+            self.places.setdefault(self.layers[layer], set()).add(name)
         if layer in self.sums:
             self.summed.add(name)
         if isinstance(chosen, TensorType):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import replace
 from itertools import product
 
@@ -144,6 +145,8 @@ def test_nothing_is_written_or_calibrated_dry(plain, on, tmp_path, random_checkp
     assert found.bits_per_weight("SHERRY_2P") == 2.75
     assert not list(tmp_path.iterdir())
     assert not [note for note in found.notes if "longest rows" in note]
+    mixed = convert(plain, tmp_path / "x.gguf", types=TWO, calibration=replace(on, bits=3), dry_run=True)
+    assert "here all are planes: calibration finds the matrices that get a stock type" in mixed.notes
     few = convert(plain, tmp_path / "x.gguf", types=TWO, calibration=replace(on, tokens=128), dry_run=True)
     assert not [note for note in few.notes if "longest rows" in note]  # one window has 512
     wide = random_checkpoint("Llama", hidden_size=128, intermediate_size=640, head_dim=32)
@@ -244,6 +247,23 @@ def test_a_budget_that_buys_nothing(plain, on, tmp_path):
     found = convert(plain, tmp_path / "x.gguf", types=TWO, calibration=replace(on, bits=2.76))
     assert found.bits_per_weight("SHERRY_2P") == 2.75
     assert "2.76 bits a weight leave no matrix a stock type: that takes more" in found.notes
+
+
+def test_experts_keep_their_planes(random_checkpoint, on, tmp_path):
+    model = random_checkpoint("Mixtral", hidden_size=128, intermediate_size=384, head_dim=32, num_local_experts=4)
+    found = convert(model, tmp_path / "x.gguf", types=TWO, calibration=replace(on, bits=4))
+    types = {name: t.tensor_type.name for name, t in tensors_of(found.outfile).items() if name.startswith("blk.")}
+    assert {kind for name, kind in types.items() if "_exps" in name} == {"SHERRY_2P"}
+    assert {"Q8_0"} == {kind for name, kind in types.items() if re.search(r"attn_[qkvo]\w*\.weight", name)}
+
+
+def test_a_budget_that_buys_everything(random_checkpoint, on, tmp_path):
+    model = random_checkpoint("Llama", hidden_size=128, intermediate_size=384, head_dim=32)
+    found = convert(model, tmp_path / "x.gguf", types=TWO, calibration=replace(on, bits=20))
+    types = {t.tensor_type.name for name, t in tensors_of(found.outfile).items() if name.startswith("blk.")}
+    assert types == {"F32", "Q8_0"}
+    assert found.losses == {}
+    assert any(note.startswith("14 of 14 matrices are the checkpoint's in a stock type") for note in found.notes)
 
 
 @pytest.mark.parametrize("flags", [["--seed", "1"], ["--memory", "2"], ["--calibrate-tokens", "9"], ["--bpw", "3"]])
