@@ -145,10 +145,12 @@ def trit_planes(weights: torch.Tensor) -> torch.Tensor:
     for _ in range(50):
         nearest = (groups[:, :, None] - (scales @ sums.T)[:, None]).abs().argmin(dim=2)
         planes = sums[nearest]  # [groups, 128, 2]
-        squares = planes.mT @ planes + 1e-8 * torch.eye(2)
+        squares = planes.mT @ planes
+        # two equal planes are one, and its scale may be divided among them in any way: as it is
+        definite = torch.linalg.det(squares) > 1e-3
+        squares = torch.where(definite[:, None, None], squares, torch.eye(2))
         found = torch.linalg.solve(squares, planes.mT @ groups[:, :, None])[:, :, 0]
-        # two equal planes are one, whose scales any sum of two would do for
-        moved = torch.where((torch.linalg.det(squares) > 1e-3)[:, None], found, scales)
+        moved = torch.where(definite[:, None], found, scales)
         settled = torch.allclose(moved, scales, rtol=1e-4)
         scales = moved
         if settled:
