@@ -126,8 +126,7 @@ def main() -> None:
 
 def mixture(found: Calibrated, sizes: dict[str, int], budget: float) -> tuple[dict[str, str], float]:
     """The stock types of some matrices, and the bits of a weight."""
-    losses = {name: output**2 for name, output in found.outputs.items()}
-    types = spend(losses, found.instead, sizes, BITS[2], budget)
+    types = spend(found.losses, found.instead, sizes, BITS[2], budget)
     bits = sum((bits_of(types[name]) if name in types else BITS[2]) * size for name, size in sizes.items())
     return types, bits / sum(sizes.values())
 

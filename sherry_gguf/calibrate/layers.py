@@ -52,6 +52,11 @@ class Calibrated:
         """float32[rows, k], as a reader of the file computes them."""
         return self.state.read(self.layer_of[name], name).weights()
 
+    @property
+    def losses(self) -> dict[str, float]:
+        """The squares of outputs, which ``instead`` has too."""
+        return {name: output**2 for name, output in self.outputs.items()}
+
     def without(self, names: Collection[str]) -> Calibrated:
         """The others."""
         kept = {name: layer for name, layer in self.layer_of.items() if name not in names}

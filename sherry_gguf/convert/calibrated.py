@@ -176,11 +176,10 @@ def mixed(
     """
     sizes = {name: math.prod(job.checkpoint.info(name).shape) for name in job.plan.layers}
     own = require_type(job.types).bits_per_weight
-    losses = {name: calibrated.outputs[name] ** 2 for name in sizes}
     holds = Counter(tensor for places in tensors.values() for tensor in places)
     alone = {name for name, places in tensors.items() if all(holds[tensor] == 1 for tensor in places)}
     instead = {name: found for name, found in calibrated.instead.items() if name in alone}
-    chosen = spend(losses, instead, sizes, own, bits)
+    chosen = spend(calibrated.losses, instead, sizes, own, bits)
     if not chosen:
         return job, calibrated, f"{bits:g} bits a weight leave no matrix a stock type: that takes more"
     overrides = [(f"^{re.escape(t)}$", type_name) for name, type_name in chosen.items() for t in sorted(tensors[name])]
