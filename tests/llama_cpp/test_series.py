@@ -24,7 +24,7 @@ HUNK_LINES = {
     "0006-tools": 1,
     "0007-gpu-backends": 9,
     "0008-log": 10,
-    "0009-vulkan": 110,
+    "0009-vulkan": 164,
     "0010-cuda": 139,
     "0011-find-backends": 7,
     "0012-t5": 5,

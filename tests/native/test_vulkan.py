@@ -32,6 +32,7 @@ pytestmark = pytest.mark.runtime
 TYPES = ("sherry", "sherry_g32", "sherry_2p", "stq1_0")
 ALL_LAYERS = 99
 CTX = 128
+HERE = Path(__file__).parent
 SHORT = ("--chunks", 2, "-c", CTX, "-v")
 PROGRAMS = ("test-backend-ops", "sherry-logits", "llama-perplexity")
 
@@ -79,6 +80,36 @@ def files(
     }
 
 
+@pytest.fixture(scope="module")
+def left_out(build: llama_cpp.Build) -> str:
+    """A pattern of test-backend-ops: not the case that Mesa's llvmpipe has wrong with its cooperative matrices.
+
+    Of 64 tokens and one row the second half comes out wrong there for every quantized type, Q4_0 too.
+    """
+    devices = run(build, "llama-perplexity", "--list-devices")
+    return "(?!.*m=1,n=64,)" if re.search("llvmpipe.* matrix cores: KHR_coopmat", devices) else ""
+
+
+@pytest.fixture(scope="module")
+def integer_dot(build: llama_cpp.Build, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings with which matrices are multiplied by integer dot products, whatever the device would rather do."""
+    if not vulkan_paths(build.source)["integer_dot"]:
+        pytest.skip("glslc does not know integer dot products (Debian: 13 and later)")
+    library = tmp_path_factory.mktemp("integer_dot") / "integer_dot.so"
+    compiler = os.environ.get("CC", "cc").split()
+    subprocess.run([*compiler, "-shared", "-fPIC", "-o", library, HERE / "integer_dot.c", "-ldl"], check=True)
+    return {"LD_PRELOAD": str(library), "GGML_VK_DISABLE_COOPMAT": "1", "GGML_VK_FORCE_MMVQ": "1"}
+
+
+@pytest.fixture(params=["floats", "integers"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the device multiplies: as it does by itself, where that is by integers too, or by integers."""
+    if request.param == "integers":
+        for name, value in request.getfixturevalue("integer_dot").items():
+            monkeypatch.setenv(name, value)
+    return str(request.param)
+
+
 def run(build: llama_cpp.Build, program: str, *arguments: Any) -> str:
     command = [str(part) for part in (build.program(program), *arguments)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1200)
@@ -87,20 +118,41 @@ def run(build: llama_cpp.Build, program: str, *arguments: Any) -> str:
 
 
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("operator", ["MUL_MAT", "MUL_MAT_ID", "GET_ROWS", "CPY"])
-def test_operators_equal_those_of_the_cpu(build: llama_cpp.Build, operator: str, kind: str) -> None:
-    of_type = {"CPY": rf"type_src={kind},type_dst=f32"}.get(operator, rf"type(_a)?={kind},")
+@pytest.mark.parametrize("operator", ["GET_ROWS", "CPY"])
+def test_copies_equal_those_of_the_cpu(build: llama_cpp.Build, operator: str, kind: str) -> None:
+    of_type = {"CPY": rf"type_src={kind},type_dst=f32", "GET_ROWS": f"type={kind},"}
+    check_operator(build, operator, of_type[operator])
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("operator", ["MUL_MAT", "MUL_MAT_ID"])
+def test_products_equal_those_of_the_cpu(
+    build: llama_cpp.Build, products: str, left_out: str, operator: str, kind: str
+) -> None:
+    by_integers = products == "integers"
+    output = check_operator(build, operator, f"type_a={kind},{'' if by_integers else left_out}")
+    assert not by_integers or re.search("int dot: 1 .* matrix cores: none", output)
+
+
+def check_operator(build: llama_cpp.Build, operator: str, of_type: str) -> str:
     output = run(build, "test-backend-ops", "test", "-b", "Vulkan0", "-o", operator, "-p", of_type)
     passed = re.search(r"(\d+)/(\d+) tests passed", output)
     assert passed is not None, output[-2000:]
     assert passed[1] == passed[2] != "0"
+    return output
 
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_logits_are_those_of_the_cpu(
-    build: llama_cpp.Build, runtime: llama_cpp.Build, files: dict[str, Path], heldout_text: Path, kind: str
+    build: llama_cpp.Build,
+    runtime: llama_cpp.Build,
+    files: dict[str, Path],
+    heldout_text: Path,
+    products: str,
+    kind: str,
 ) -> None:
-    """Both round activations in another way: the CPU to 8 bits, the GPU's matrices to halves where it has them."""
+    """Each rounds activations in its own way: the CPU to 8 bits with a scale for 128, the GPU to halves, where its
+    matrices have them, or to 8 bits with a scale for 32."""
     tokens = logits_of.tokenize(runtime.program("llama-tokenize"), files[kind], heldout_text)
     chunks = tokens[: 4 * CTX].reshape(4, CTX)
     meter, squares, errors = Meter(), 0.0, 0.0

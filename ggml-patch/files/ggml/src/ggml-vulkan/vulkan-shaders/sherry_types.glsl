@@ -93,19 +93,22 @@ vec4 sherry_group(const uint index, const uint sign) {
     return vec4(unpack8(sherry_bytes(index, sign)));
 }
 
-// Group g of a block in a buffer. These are macros because GLSL has no references: a function would copy the block.
-#define SHERRY_GROUP(block, g)     sherry_group(uint((block).qs[(g) % 16u]) >> ((g) / 16u * 4u), uint((block).signs[(g) / 8u]) >> ((g) % 8u))
-#define SHERRY_G32_GROUP(block, g) sherry_group(uint((block).qs[(g) % 4u]) >> ((g) / 4u * 4u), uint((block).signs) >> (g))
-#define STQ1_0_GROUP(block, g)     sherry_group(uint((block).qs[(g) / 2u]) >> ((g) % 2u * 4u), uint((block).signs[(g) / 8u]) >> ((g) % 8u))
-
 #define SHERRY_G32_SCALE(block) unpackHalf2x16(uint((block).d[0]) | uint((block).d[1]) << 8).x
 
-// Weights e to e + 3 of a block, e a multiple of 4, not scaled but for the two planes. In STQ1_0 four neighbours are of four
-// groups: lane e % 64 / 16 of each.
-#define SHERRY_WEIGHTS(block, e)     SHERRY_GROUP(block, (e) / 4u)
-#define SHERRY_G32_WEIGHTS(block, e) SHERRY_G32_GROUP(block, (e) / 4u)
-#define SHERRY_2P_WEIGHTS(block, e)  (float((block).planes[0].d) * SHERRY_GROUP((block).planes[0], (e) / 4u) + \
-                                      float((block).planes[1].d) * SHERRY_GROUP((block).planes[1], (e) / 4u))
-#define STQ1_0_WEIGHTS(block, e)     vec4(STQ1_0_WEIGHT(block, e), STQ1_0_WEIGHT(block, (e) + 1u), \
-                                          STQ1_0_WEIGHT(block, (e) + 2u), STQ1_0_WEIGHT(block, (e) + 3u))
-#define STQ1_0_WEIGHT(block, e)      STQ1_0_GROUP(block, (e) / 64u * 16u + (e) % 16u)[(e) % 64u / 16u]
+// Weights e to e + 3 of a block in a buffer, e a multiple of 4, as bytes: by sherry_bytes or a function like it. These are
+// macros because GLSL has no references: a function would copy the block.
+#define SHERRY_BYTES(bytes, block, e)     bytes(uint((block).qs[(e) / 4u % 16u]) >> ((e) / 64u * 4u), uint((block).signs[(e) / 32u]) >> ((e) / 4u % 8u))
+#define SHERRY_G32_BYTES(bytes, block, e) bytes(uint((block).qs[(e) / 4u % 4u]) >> ((e) / 16u * 4u), uint((block).signs) >> ((e) / 4u))
+
+// In STQ1_0 four neighbours are of four groups: lane e % 64 / 16 of each.
+#define STQ1_0_BYTES(bytes, block, e) pack32(i8vec4(STQ1_0_BYTE(bytes, block, e), STQ1_0_BYTE(bytes, block, (e) + 1u), \
+                                                    STQ1_0_BYTE(bytes, block, (e) + 2u), STQ1_0_BYTE(bytes, block, (e) + 3u)))
+#define STQ1_0_BYTE(bytes, block, e)  (STQ1_0_GROUP(bytes, block, (e) / 64u * 16u + (e) % 16u) >> ((e) % 64u / 16u * 8u))
+#define STQ1_0_GROUP(bytes, block, g) bytes(uint((block).qs[(g) / 2u]) >> ((g) % 2u * 4u), uint((block).signs[(g) / 8u]) >> ((g) % 8u))
+
+// The same as floats, not scaled but for the two planes.
+#define SHERRY_WEIGHTS(block, e)     vec4(unpack8(SHERRY_BYTES(sherry_bytes, block, e)))
+#define SHERRY_G32_WEIGHTS(block, e) vec4(unpack8(SHERRY_G32_BYTES(sherry_bytes, block, e)))
+#define SHERRY_2P_WEIGHTS(block, e)  (float((block).planes[0].d) * SHERRY_WEIGHTS((block).planes[0], e) + \
+                                      float((block).planes[1].d) * SHERRY_WEIGHTS((block).planes[1], e))
+#define STQ1_0_WEIGHTS(block, e)     vec4(unpack8(STQ1_0_BYTES(sherry_bytes, block, e)))
