@@ -5,7 +5,6 @@ void compute_outputs(const uint32_t first_row, const uint32_t num_rows) {
     get_offsets(a_offset, b_offset, d_offset);
 
     const uint num_blocks_per_row = p.ncols / QUANT_K;
-    const uint blocks_per_wg = gl_WorkGroupSize.x / THREADS_PER_BLOCK;
     const uint tid = gl_LocalInvocationID.x;
 
     [[unroll]] for (uint j = 0; j < NUM_COLS; ++j) {
@@ -14,8 +13,9 @@ void compute_outputs(const uint32_t first_row, const uint32_t num_rows) {
         }
     }
 
-    for (uint i = tid / THREADS_PER_BLOCK; i < num_blocks_per_row; i += blocks_per_wg) {
-        calc_octet(a_offset, b_offset, tid % THREADS_PER_BLOCK, i, num_blocks_per_row, first_row, num_rows);
+    // There may be fewer threads than octets in a block.
+    for (uint i = tid; i < num_blocks_per_row * OCTETS_PER_BLOCK; i += gl_WorkGroupSize.x) {
+        calc_octet(a_offset, b_offset, i % OCTETS_PER_BLOCK, i / OCTETS_PER_BLOCK, num_blocks_per_row, first_row, num_rows);
     }
 
     reduce_result(temp, d_offset, first_row, num_rows, tid);

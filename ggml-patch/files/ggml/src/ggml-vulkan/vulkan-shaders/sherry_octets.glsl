@@ -1,7 +1,7 @@
-// What mul_mat_vec_sherry.comp and mul_mat_vecq_sherry.comp take of a row at a time: eight groups of a block, which is 32
-// weights: four bytes of indices, eight signs.
+// What a thread of mul_mat_vec_sherry.comp or mul_mat_vecq_sherry.comp takes of a row at a time: an octet, eight groups of a
+// block, which is 32 weights: four bytes of indices, eight signs.
 
-#define THREADS_PER_BLOCK (QUANT_K / 32)
+#define OCTETS_PER_BLOCK (QUANT_K / 32)
 
 #if defined(DATA_A_SHERRY_2P)
 #define PLANES 2
